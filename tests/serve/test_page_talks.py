@@ -197,3 +197,27 @@ def test_word_by_word_shows_what_an_explanation_brought(watched):
         return document.querySelectorAll(".token").length;
     }"""
     assert page.evaluate(code) == 1
+
+
+def test_a_table_of_many_rows_makes_few_leaves_and_every_place_is_named(watched):
+    page = watched.page
+    given(page, "rows.md", "name,value\n" + "".join(f"row{n},{n}\n" for n in range(9)))
+    rows = [f"a row of the table, which is number {n}\n" for n in range(2000)]
+    starts = [sum(map(len, rows[:n])) for n in range(0, 2000, 2)]
+    places = [{"start": start, "name": f"row {2 * n + 1}"} for n, start in enumerate(starts)]
+    told = {"text": "".join(rows), "places": places}
+    page.route("**/text", lambda route: route.fulfill(json=told))
+    page.click(".library th a:text-is('rows.md')")
+    page.wait_for_selector(".leaf")
+    assert page.locator(".leaf").count() < len(told["text"]) / 4000 + 1
+    assert page.locator(".page").all_text_contents() == [one["name"] for one in places]
+    bare = "() => [...document.querySelectorAll('.leaf')].map((leaf) => [...leaf.childNodes].filter((one) => "
+    bare += "!one.classList?.contains('page')).map((one) => one.textContent).join('')).join('')"
+    assert page.evaluate(bare) == told["text"]
+    start, end = told["text"].index("number 1499"), told["text"].index("number 1502")
+    code = """async ([document, number, end]) => {
+        (await import("/page/js/state.js")).emit("jump", { document, number, end });
+    }"""
+    page.evaluate(code, [page.url.rpartition("/")[2], start, end])
+    page.wait_for_selector("mark.here")
+    assert "".join(page.locator("mark").all_text_contents()) == told["text"][start:end]

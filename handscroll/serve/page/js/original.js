@@ -28,20 +28,28 @@ export function units(text, places) {
   return found;
 }
 
-/** Where leaves begin: at pages and chapters, and otherwise at the paragraph after about `LEAF` characters. */
+/** Where leaves begin: at the page, chapter, row or paragraph after about `LEAF` characters. */
 function leavesOf(text, starts) {
   const cuts = [0];
-  let next = 0;
   while (cuts.at(-1) < text.length) {
-    const from = cuts.at(-1);
-    while (next < starts.length && starts[next] <= from) next++;
-    const forced = starts[next] ?? text.length;
-    const newline = text.indexOf("\n", from + LEAF);
-    const natural = newline < 0 || newline > from + 2 * LEAF ? Math.min(from + 2 * LEAF, text.length) : newline + 1;
-    const cut = Math.min(forced, natural, text.length);
+    const least = cuts.at(-1) + LEAF;
+    const newline = text.slice(least, least + LEAF).indexOf("\n");
+    const natural = newline < 0 ? least + LEAF : least + newline + 1;
+    const cut = Math.min(starts[firstFrom(starts, least)] ?? text.length, natural, text.length);
     cuts.push(HIGH.test(text[cut - 1]) ? cut + 1 : cut); // never within a character
   }
   return cuts;
+}
+
+/** Where in an ascending list the first number is that is at least `value`. */
+function firstFrom(list, value) {
+  let [low, high] = [0, list.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (list[middle] < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 /** The panes of the documents of a conversation: one is shown, and chosen above it if there are several. */
@@ -73,7 +81,7 @@ function original(entry, part = readingOf(entry, model()?.id ?? "")?.state === "
   const body = h("div", { class: "leaves", tabindex: "0", role: "region", "aria-label": t("ask.textOf", { name: entry.name }) }, h("p", { class: "note" }, t("text.loading")));
   const head = h("div", { class: "marks" });
   const node = h("div", { class: "original" }, head, body);
-  const pane = { id: entry.id, part, text: "", cuts: [], leaves: [], names: new Map(), marks: [], at: -1, head, body, wanted: null, target: null };
+  const pane = { id: entry.id, part, text: "", cuts: [], leaves: [], starts: [], names: new Map(), marks: [], at: -1, here: [], head, body, wanted: null, target: null };
   paintHead(pane, null);
   const stop = new AbortController();
   load(pane, entry, stop.signal);
@@ -88,7 +96,8 @@ async function load(pane, entry, signal) {
     pane.text = found.text;
     const starts = units(pane.text, found.places.map((one) => one.start));
     starts.forEach((start, at) => pane.names.set(start, found.places[at].name));
-    pane.cuts = leavesOf(pane.text, [...new Set(starts)].sort((a, b) => a - b));
+    pane.starts = [...pane.names.keys()].sort((a, b) => a - b);
+    pane.cuts = leavesOf(pane.text, pane.starts);
     pane.leaves = pane.cuts.slice(0, -1).map((_, at) => paintLeaf(pane, at, h("div", { class: "leaf" })));
     fill(pane.body, pane.leaves);
     if (pane.wanted) show(pane, pane.wanted);
@@ -100,26 +109,35 @@ async function load(pane, entry, signal) {
   }
 }
 
-/** A leaf with the marks that lie in it. */
+/** A leaf with the names of the places and the marks that lie in it. */
 function paintLeaf(pane, at, leaf) {
   const [from, to] = [pane.cuts[at], pane.cuts[at + 1]];
   const parts = [];
-  const name = pane.names.get(from);
-  if (name) parts.push(h("span", { class: "page" }, name));
   let here = from;
+  let next = firstFrom(pane.starts, from);
+  const write = (end, shown = (text) => text) => {
+    while (here < end) {
+      if (pane.starts[next] === here) parts.push(h("span", { class: here ? "page" : "page first" }, pane.names.get(pane.starts[next++])));
+      const stop = Math.min(end, pane.starts[next] ?? end);
+      parts.push(shown(pane.text.slice(here, stop)));
+      here = stop;
+    }
+  };
   pane.marks.forEach((mark, which) => {
-    const [start, end] = [Math.max(mark.from, here), Math.min(mark.to, to)];
-    if (start >= end) return;
-    parts.push(pane.text.slice(here, start));
-    const element = h("mark", { tabindex: "-1", title: mark.effect === null ? t("sources.shown") : supportWords(mark.effect) }, pane.text.slice(start, end));
-    element.dataset.strength = strength(mark.effect ?? 0);
-    element.dataset.which = String(which);
-    parts.push(element);
-    here = end;
+    if (mark.to <= here || mark.from >= to) return;
+    write(mark.from);
+    write(Math.min(mark.to, to), (text) => markNode(mark, which, text));
   });
-  parts.push(pane.text.slice(here, to));
+  write(to);
   leaf.style.containIntrinsicSize = `auto ${Math.ceil((to - from) / 2.2)}px`;
   return fill(leaf, parts);
+}
+
+function markNode(mark, which, text) {
+  const node = h("mark", { tabindex: "-1", title: mark.effect === null ? t("sources.shown") : supportWords(mark.effect) }, text);
+  node.dataset.strength = strength(mark.effect ?? 0);
+  node.dataset.which = String(which);
+  return node;
 }
 
 function show(pane, turn) {
@@ -159,7 +177,14 @@ function go(pane, target) {
   jump(pane, target.number);
 }
 
-const touchedBy = (pane) => pane.leaves.map((_, at) => at).filter((at) => pane.marks.some((one) => one.from < pane.cuts[at + 1] && one.to > pane.cuts[at]));
+const touchedBy = (pane) => pane.marks.flatMap((one) => leavesWith(pane, one));
+
+/** The numbers of the leaves in which a mark lies. */
+function leavesWith({ cuts }, { from, to }) {
+  const found = [];
+  for (let at = firstFrom(cuts, from + 1) - 1; at < cuts.length - 1 && cuts[at] < to; at++) found.push(at);
+  return found;
+}
 
 const strongest = (pane) => pane.marks.reduce((best, one) => ((one.effect ?? one.score ?? 0) > (best.effect ?? best.score ?? 0) ? one : best)).start;
 
@@ -186,17 +211,18 @@ function jump(pane, start, focus = true) {
   const which = pane.marks.findIndex((one) => one.start === start);
   if (which < 0) return;
   pane.at = which;
-  const leaf = pane.leaves.find((one) => one.querySelector(`mark[data-which="${which}"]`));
-  const mark = leaf.querySelector(`mark[data-which="${which}"]`);
-  for (const one of pane.body.querySelectorAll("mark.here")) one.classList.remove("here");
-  for (const one of pane.body.querySelectorAll(`mark[data-which="${which}"]`)) one.classList.add("here");
+  for (const one of pane.here) one.classList.remove("here");
+  pane.here = leavesWith(pane, pane.marks[which]).flatMap((at) => [...pane.leaves[at].querySelectorAll(`mark[data-which="${which}"]`)]);
+  const [mark] = pane.here;
+  if (!mark) return; // another one covers it
+  for (const one of pane.here) one.classList.add("here");
   const place = () => {
     const [inner, outer] = [mark.getBoundingClientRect(), pane.body.getBoundingClientRect()];
     pane.body.scrollTop += inner.top - outer.top - outer.height / 3;
   };
   // Leaves far away, and those of a pane that was hidden, have only a guessed height, so the place is looked for again once
   // they have been laid out.
-  leaf.scrollIntoView({ block: "start" });
+  mark.closest(".leaf").scrollIntoView({ block: "start" });
   requestAnimationFrame(() => {
     place();
     if (focus) mark.focus({ preventScroll: true });
