@@ -169,8 +169,8 @@ def test_a_document_that_nobody_reads_can_be_read_and_deleted(watched):
 def test_tasks_offer_what_the_chosen_model_has_read(watched):
     page = watched.page
     page.wait_for_selector(".drop")
-    page.evaluate(READINGS)
     page.click("nav >> text=Tasks")
+    page.evaluate(READINGS)  # also what is read while the form is open
     assert page.locator(".task select >> nth=0 >> option").all_inner_texts() == ["A text of your own", "read.md"]
     page.wait_for_selector(":text('4 documents are not listed, because tiny has not read them whole.')")
 
@@ -203,3 +203,25 @@ def test_every_fact_of_a_model_has_a_name_in_chinese():
     assert table and len(facts) > 15
     for fact in facts:
         assert fact.startswith("adapter") or re.search(rf'(^|[\s"]){re.escape(fact)}"?:', table[1]), fact
+
+
+def test_look_inside_follows_models_and_documents(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    code = """async (id) => {
+        const { emit, state } = await import("/page/js/state.js");
+        const more = id ? { state: "ready", context: 2000 } : { state: "loading", context: undefined };
+        state.models = [{ ...state.models[0], id: "later", ...more }];
+        state.documents = id ? [{ id, name: "new.md", bytes: 9, created: 1, notes: [], readings: {} }] : [];
+        emit("models");
+        emit("documents");
+    }"""
+    page.route("**/v1/models/later", lambda route: route.fulfill(json={"facts": {}}))
+    page.evaluate(code, "")
+    page.click("nav >> text=Look inside")
+    page.wait_for_selector(".look :text('later is being loaded')")
+    assert page.locator(".look .facts").count() == 0
+    page.evaluate(code, "a")
+    page.wait_for_selector(".look .facts dd:text-is('2,000')")
+    assert page.get_by_label("Measured on").locator("option").all_inner_texts()[1:] == ["new.md"]
+    assert page.get_by_role("button", name="Measure").is_enabled()

@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { short } from "./contract.js";
 import { fill, h } from "./dom.js";
-import { documentOf, model, on, state, talkOf } from "./state.js";
+import { documentOf, emit, model, on, state, talkOf } from "./state.js";
 import { explain, whole } from "./talk.js";
 import { factName, number, percent, t } from "./words.js";
 import { scrollMap } from "./scrollmap.js";
@@ -21,7 +21,7 @@ export function lookView(main) {
   const words = h("section", { "aria-labelledby": "words-title" });
   fill(main, h("div", { class: "sheet look" },
     h("div", { class: "title" }, h("h1", {}, t("look.title")), h("p", { class: "subtitle" }, t("look.subtitle"))),
-    turn ? [h("p", { class: "asked" }, short(turn.question, ASKED)), map, words] : h("p", {}, t("look.empty")), facts(ends), model() && reportSection(model(), ends)));
+    turn ? [h("p", { class: "asked" }, short(turn.question, ASKED)), map, words] : h("p", {}, t("look.empty")), facts(ends), model()?.state === "ready" && reportSection(model(), ends)));
   if (turn) {
     let shown = { end: () => {} };
     let known = null;
@@ -35,6 +35,8 @@ export function lookView(main) {
     paint();
     ends.push(on("turn", (one) => { if (one === turn) paint(); }), () => shown.end());
   }
+  const asked = JSON.stringify(model());
+  ends.push(on("models", () => { if (JSON.stringify(model()) !== asked) emit("show"); }));
   return () => ends.forEach((end) => end());
 }
 
@@ -108,13 +110,15 @@ function choices(step) {
 function facts(ends) {
   const served = model();
   if (!served) return null;
-  const big = [[number(served.context ?? 0), t("fact.context")], [t(served.chat ? "yes" : "no"), t("fact.chat")], [t(served.infill ? "yes" : "no"), t("fact.infill")]];
+  const title = h("h2", { id: "facts-title" }, t("look.facts"));
+  if (served.state !== "ready") return h("section", { "aria-labelledby": "facts-title" }, title, h("p", { class: "note" }, t(served.state === "failed" ? "model.failed" : "model.loading", { name: served.id })));
+  const big = [[number(served.context), t("fact.context")], [t(served.chat ? "yes" : "no"), t("fact.chat")], [t(served.infill ? "yes" : "no"), t("fact.infill")]];
   const list = h("dl", { class: "listed" });
   const stop = new AbortController();
   ends.push(() => stop.abort());
   api.model(served.id, stop.signal).then(({ facts: found }) => fill(list, Object.entries(found ?? {}).flatMap(([name, value]) => [h("dt", {}, factName(name)), h("dd", {}, value)])), (error) => {
     if (error.name !== "AbortError") fill(list, h("dd", { class: "fault" }, error.message));
   });
-  return h("section", { "aria-labelledby": "facts-title" }, h("h2", { id: "facts-title" }, t("look.facts")), h("p", { class: "lead" }, served.id),
+  return h("section", { "aria-labelledby": "facts-title" }, title, h("p", { class: "lead" }, served.id),
     h("dl", { class: "facts" }, big.map(([value, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, value)))), list);
 }

@@ -2,7 +2,7 @@
 
 import { ApiError, api } from "./api.js";
 import { field, fill, h, say } from "./dom.js";
-import { emit, on, state } from "./state.js";
+import { documentOf, emit, on, state } from "./state.js";
 import { number, percent, span, t } from "./words.js";
 
 const SHORTEST = 512;
@@ -19,7 +19,14 @@ export function reportSection(served, ends) {
   const body = h("div", { class: "report" });
   const paint = () => fill(body, report.state === "working" ? working(report) : form(served, report), report.error && h("p", { class: "fault", role: "alert" }, report.error), report.records.length > 0 && found(report));
   paint();
-  ends.push(on("report", (name) => { if (name === served.id) paint(); }));
+  const offered = () => JSON.stringify(state.documents.map((one) => [one.id, one.name]));
+  let known = offered();
+  ends.push(on("report", (name) => { if (name === served.id) paint(); }),
+    on("documents", () => {
+      if (offered() === known) return; // the list may be open
+      known = offered();
+      paint();
+    }));
   return h("section", { "aria-labelledby": "report-title" }, h("h2", { id: "report-title" }, t("report.title")), h("p", { class: "lead" }, t("report.text")), body);
 }
 
@@ -30,12 +37,13 @@ function form(served, report) {
   if (!lengths.includes(report.longest)) report.longest = lengths[lengths.length - 1];
   const longest = h("select", {}, lengths.map((one) => h("option", { value: one }, number(one))));
   const texts = h("select", {}, [h("option", { value: "" }, t("report.own")), ...state.documents.map((one) => h("option", { value: one.id }, one.name))]);
+  if (!documentOf(report.document)) report.document = "";
   longest.value = String(report.longest);
   texts.value = report.document;
   longest.addEventListener("change", () => { report.longest = Number(longest.value); });
   texts.addEventListener("change", () => { report.document = texts.value; });
   const node = h("form", { class: "task" }, h("div", { class: "row" }, field(t("report.longest"), longest), field(t("report.on"), texts)),
-    h("p", { class: "ends" }, h("button", { class: "press", type: "submit", disabled: served.state !== "ready" }, t("report.go"))));
+    h("p", { class: "ends" }, h("button", { class: "press", type: "submit" }, t("report.go"))));
   node.addEventListener("submit", (event) => { event.preventDefault(); measure(served.id, report); });
   return node;
 }

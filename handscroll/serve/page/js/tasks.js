@@ -56,6 +56,7 @@ function form(panel, task) {
   const draft = draftOf(task);
   const result = h("section", { class: "result", "aria-label": t("tasks.result") });
   const button = h("button", { class: "press", type: "submit" });
+  const ends = [];
   let shown = { end: () => {} };
   const paint = () => {
     const busy = draft.turn?.state === "writing" || draft.working;
@@ -65,7 +66,7 @@ function form(panel, task) {
     shown = resultNode(task, draft);
     fill(result, shown.node);
   };
-  const node = h("form", { class: "task" }, fields(task, draft.values), h("p", { class: "ends" }, button));
+  const node = h("form", { class: "task" }, fields(task, draft.values, ends), h("p", { class: "ends" }, button));
   node.addEventListener("submit", (event) => {
     event.preventDefault();
     if (draft.turn?.state === "writing" || draft.working) { draft.stopped = true; draft.turn?.stop.abort(); return; }
@@ -78,8 +79,8 @@ function form(panel, task) {
   fill(panel, node, result);
   paint();
   // Also when the answer ends that began before the form was left and entered again.
-  const ends = [on("turn", (turn) => { if (turn === draft.turn && turn.state !== "writing") paint(); }),
-    on("models", () => { button.disabled = model()?.state !== "ready"; })];
+  ends.push(on("turn", (turn) => { if (turn === draft.turn && turn.state !== "writing") paint(); }),
+    on("models", () => { button.disabled = model()?.state !== "ready"; }));
   return () => { ends.forEach((end) => end()); shown.end(); };
 }
 
@@ -95,16 +96,16 @@ function choice(values, name, options) {
   return bound(values, name, h("select", {}, options.map(([value, words]) => h("option", { value }, words))));
 }
 
-function fields(task, values) {
+function fields(task, values, ends) {
   const languages = LANGUAGES.map(([code, english, chinese]) => [code, lang() === "zh" ? chinese : english]);
-  if (task === "summarise") return [source(values), h("div", { class: "row" },
+  if (task === "summarise") return [source(values, ends), h("div", { class: "row" },
     field(t("tasks.length"), choice(values, "length", LENGTHS.map((one) => [one, t(`tasks.${one}`)]))),
     field(t("tasks.language"), choice(values, "language", languages)),
     field(t("tasks.focus"), bound(values, "focus", h("input", { type: "text" }))))];
-  if (task === "translate") return [source(values), field(t("tasks.into"), choice(values, "language", languages))];
+  if (task === "translate") return [source(values, ends), field(t("tasks.into"), choice(values, "language", languages))];
   if (task === "classify") {
     const lines = bound(values, "lines", h("input", { type: "checkbox" }));
-    return [source(values, h("label", { class: "check" }, lines, " ", t("tasks.lines"))),
+    return [source(values, ends, h("label", { class: "check" }, lines, " ", t("tasks.lines"))),
       field(t("tasks.labels"), bound(values, "labels", h("textarea", { rows: "4" })), t("tasks.labelsHint"))];
   }
   return [field(t("tasks.before"), bound(values, "before", h("textarea", { class: "code", rows: "6", spellcheck: "false" }))),
@@ -113,18 +114,32 @@ function fields(task, values) {
 }
 
 /** A document of the library, or a text that is written here. */
-function source(values, more = null) {
-  const name = model()?.id ?? "";
-  const known = state.documents.filter((one) => readingOf(one, name)?.state === "read");
-  const count = state.documents.length - known.length;
-  if (!known.some((one) => one.id === values.document)) values.document = "";
-  const select = choice(values, "document", [["", t("tasks.own")], ...known.map((one) => [one.id, one.name])]);
+function source(values, ends, more = null) {
   const own = h("div", {}, field(t("tasks.text"), bound(values, "text", h("textarea", { rows: "7" }))), more);
+  const place = h("div");
+  let shown = "";
   const turn = () => { own.hidden = values.document !== ""; };
-  select.addEventListener("change", turn);
-  turn();
-  const unlisted = name && count ? t("tasks.unlisted", { count, model: name }) : "";
-  return [known.length > 0 ? field(t("tasks.of"), select, unlisted) : unlisted && h("p", { class: "note" }, unlisted), own];
+  const paint = () => {
+    const found = offered();
+    if (JSON.stringify(found) === shown) return; // the list may be open
+    shown = JSON.stringify(found);
+    if (!found.known.some(([id]) => id === values.document)) values.document = "";
+    const select = choice(values, "document", [["", t("tasks.own")], ...found.known]);
+    select.addEventListener("change", turn);
+    fill(place, found.known.length ? field(t("tasks.of"), select, found.unlisted) : found.unlisted && h("p", { class: "note" }, found.unlisted));
+    turn();
+  };
+  paint();
+  ends.push(on("documents", paint), on("models", paint));
+  return [place, own];
+}
+
+/** The documents that the chosen model has read, and what is said of the others. */
+function offered() {
+  const name = model()?.id ?? "";
+  const known = state.documents.filter((one) => readingOf(one, name)?.state === "read").map((one) => [one.id, one.name]);
+  const count = state.documents.length - known.length;
+  return { known, unlisted: name && count ? t("tasks.unlisted", { count, model: name }) : "" };
 }
 
 function failed(draft, words, paint) {
