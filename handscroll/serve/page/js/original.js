@@ -10,6 +10,7 @@ import { t } from "./words.js";
 import { strength, supportWords } from "./why.js";
 
 const LEAF = 4000; // characters of a leaf, about
+const NAME = 58; // pixels that the name of a place takes, about
 const HIGH = /[\ud800-\udbff]/;
 
 /** Places that the server counts in characters, as places in a JavaScript string, where some characters are two units. */
@@ -129,7 +130,8 @@ function paintLeaf(pane, at, leaf) {
     write(Math.min(mark.to, to), (text) => markNode(mark, which, text));
   });
   write(to);
-  leaf.style.containIntrinsicSize = `auto ${Math.ceil((to - from) / 2.2)}px`;
+  const names = firstFrom(pane.starts, to) - firstFrom(pane.starts, from);
+  leaf.style.containIntrinsicSize = `auto ${Math.ceil((to - from) / 2.2) + names * NAME}px`;
   return fill(leaf, parts);
 }
 
