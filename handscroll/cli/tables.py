@@ -103,7 +103,12 @@ def look(
 def clean(
     files: Files,
     out: Annotated[Path, typer.Option(help="The .jsonl file to write; it must not exist.")],
-    text: Annotated[list[str] | None, typer.Option(help="Column to clean; the first also judges copies.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column to clean; the first also judges copies. [the one with the longest texts; for --personal all]"
+        ),
+    ] = None,
     names: Names = "",
     split: Split = "",
     mojibake: Annotated[bool, typer.Option("--mojibake", help="Repair text of a wrong encoding (ftfy).")] = False,
@@ -132,7 +137,7 @@ def clean(
     if how == Cleaning():
         raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
     found = _read(files, names, split, encoding, skip_broken)
-    made = cleaned(found, text or [text_column(found)], how)
+    made = cleaned(found, text or [text_column(found)], how, text or found.columns)
     write_rows(made, out)
     screen().print(f"{made.account}\nrows: {out}")
 

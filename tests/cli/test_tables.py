@@ -83,3 +83,15 @@ def test_clean_does_what_is_asked(file, tmp_path):
         tmp_path / "b.csv",
         fails="name the file .jsonl",
     )
+
+
+def test_personal_data_is_masked_in_all_columns_unless_one_is_named(tmp_path):
+    people = tmp_path / "people.csv"
+    people.write_text("name,email,notes\nAnn,ann@b.org,write to  x@y.org whenever you like\n", encoding="utf-8")
+    shown = run("data", "clean", people, "--personal", "--space", "--out", tmp_path / "all.jsonl")
+    [row] = read_table(tmp_path / "all.jsonl")
+    assert row.values == {"name": "Ann", "email": "[email]", "notes": "write to [email] whenever you like"}
+    assert "masked in all columns: 2 email" in shown
+    shown = run("data", "clean", people, "--personal", "--text", "notes", "--out", tmp_path / "one.jsonl")
+    [row] = read_table(tmp_path / "one.jsonl")
+    assert row.values["email"] == "ann@b.org" and "masked in 'notes': 1 email" in shown

@@ -117,7 +117,7 @@ def test_conversations_are_masked_and_counted():
     first, second = (record.values["messages"] for record in table)
     assert [turn["content"] for turn in first] == ["call [phone]", "[email], [email]"] and second == []
     assert table.account.repaired[0].count == 1
-    assert "masked: 2 email, 1 phone; names and addresses of people are not found" in str(table.account)
+    assert "masked in all columns: 2 email, 1 phone; names and addresses of people are not found" in str(table.account)
     numbers = clean(Table.of([{"a": {"n": [13812345678, 7, True]}}]), ["a"], Cleaning(personal=True))
     assert "1 whole numbers of seven digits or more are no texts" in str(numbers.account)
 

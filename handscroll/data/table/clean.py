@@ -4,7 +4,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.personal import REGIONS, counted, find, masked
 from handscroll.data.survey.quality import MARKUP
 from handscroll.data.table.duplicates import without_copies
-from handscroll.data.table.table import Ledger, Record, Table, leaves
+from handscroll.data.table.table import Ledger, Record, Table, leaves, value_of
 from handscroll.text.html import visible
 
 Step = Callable[[str], str]
@@ -64,10 +64,11 @@ class Cleaning:
             raise ConfigError(f"regions {', '.join(self.regions)}: they belong to personal, which is not asked for")
 
 
-def clean(table: Table, columns: Sequence[str], how: Cleaning) -> Table:
+def clean(table: Table, columns: Sequence[str], how: Cleaning, private: Sequence[str] = ()) -> Table:
     """The table with the texts of `columns` cleaned; copies and empty texts are judged by the first of them.
 
-    A column may hold lists and objects, such as the messages of a conversation: all texts in them are cleaned.
+    A column may hold lists and objects, such as the messages of a conversation: all texts in them are cleaned. A dotted
+    column goes into objects (`meta.text`). Personal data is masked in the columns `private`, by default in `columns`.
 
     Raises:
         ConfigError: no column is named, or ftfy is asked for and not installed.
@@ -81,7 +82,7 @@ def clean(table: Table, columns: Sequence[str], how: Cleaning) -> Table:
     if how.boilerplate:
         table = _without_boilerplate(table, columns, how.boilerplate)
     if how.personal:
-        table = _without_personal(table, columns, how.regions)
+        table = _without_personal(table, private or columns, how.regions)
     if how.space:
         table = _changed(table, columns, "rows with blanks folded", folded)
     if how.empty:
@@ -144,8 +145,22 @@ def _changed(table: Table, columns: Sequence[str], reason: str, change: Step) ->
 
 
 def _new(record: Record, columns: Sequence[str], change: Step) -> dict[str, Any]:
-    values = {name: record.values.get(name) for name in columns}
-    return {name: new for name, value in values.items() if (new := _deep(value, change)) != value}
+    values = record.values
+    for name in columns:
+        values = _within(values, name, change)
+    return {name: new for name, new in values.items() if new != record.values[name]}
+
+
+def _within(values: Mapping[str, Any], name: str, change: Step) -> Mapping[str, Any]:
+    """The values with every text under a name changed; a dotted name goes where `value_of` finds it."""
+    if name in values:
+        return {**values, name: _deep(values[name], change)}
+    first, _, rest = name.partition(".")
+    if value_of(values, name) is None:
+        return values
+    inner = values[first]
+    several = [_within(one, rest, change) for one in inner] if isinstance(inner, list) else None
+    return {**values, first: _within(inner, rest, change) if several is None else several}
 
 
 def _deep(value: Any, change: Step) -> Any:
@@ -172,8 +187,11 @@ def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[st
 
     made = _changed(table, columns, "rows with personal data masked", change)
     step = Ledger()
-    step.note(f"personal data that was masked: {counted(kinds)}; names and addresses of people are not found")
-    if left := sum(_numbers(record.values.get(name)) for record in table for name in columns):
+    where = "all columns" if set(table.columns) <= set(columns) else ", ".join(f"'{name}'" for name in columns)
+    step.note(
+        f"personal data that was masked in {where}: {counted(kinds)}; names and addresses of people are not found"
+    )
+    if left := sum(_numbers(record.get(name)) for record in table for name in columns):
         step.note(f"{left:,} whole numbers of seven digits or more are no texts, and were left as they are")
     return made.having(made.records, step)
 
@@ -200,5 +218,5 @@ def _without_boilerplate(table: Table, columns: Sequence[str], least: int) -> Ta
 
 
 def _lines(record: Record, columns: Sequence[str]) -> set[str]:
-    texts = [text for name in columns if isinstance(text := record.values.get(name), str)]
+    texts = [text for name in columns for text in leaves(record.get(name)) if isinstance(text, str)]
     return {bare for text in texts for line in text.split("\n") if len(bare := line.strip()) >= LINE}

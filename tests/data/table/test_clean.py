@@ -96,3 +96,21 @@ def test_what_is_wrong_is_said():
         Cleaning(unicode="NFD")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no column 'txt'"):
         clean(Table.of([{"text": "x"}]), ["txt"], Cleaning())
+
+
+def test_a_dotted_column_is_cleaned_inside_its_object():
+    rows = [{"meta": {"text": "a  b", "other": "c  d"}, "said": [{"text": "e  f"}, {"who": "g  h"}]}, {"meta": {}}]
+    made = clean(Table.of(rows), ["meta.text", "said.text"], Cleaning(space=True))
+    assert made.records[0].values == {
+        "meta": {"text": "a b", "other": "c  d"},
+        "said": [{"text": "e f"}, {"who": "g  h"}],
+    }
+    assert made.records[1].values == {"meta": {}} and made.account.repaired[0].count == 1
+
+
+@pytest.mark.parametrize("column", ["messages", "messages.content"])
+def test_boilerplate_in_lists_of_messages_is_taken_out(column):
+    rows = [{"messages": [{"role": "user", "content": f"{n}\nSent from my telephone"}]} for n in range(3)]
+    made = clean(Table.of(rows), [column], Cleaning(boilerplate=3))
+    assert [record.get("messages.content") for record in made] == [["0"], ["1"], ["2"]]
+    assert made.account.repaired[0].count == 3
