@@ -159,8 +159,9 @@ def _within(values: Mapping[str, Any], name: str, change: Step) -> Mapping[str, 
     if value_of(values, name) is None:
         return values
     inner = values[first]
-    several = [_within(one, rest, change) for one in inner] if isinstance(inner, list) else None
-    return {**values, first: _within(inner, rest, change) if several is None else several}
+    if isinstance(inner, list):
+        return {**values, first: [_within(one, rest, change) for one in inner]}
+    return {**values, first: _within(inner, rest, change)}
 
 
 def _deep(value: Any, change: Step) -> Any:

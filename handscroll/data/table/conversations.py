@@ -49,7 +49,7 @@ class Unread:
 
     def besides(self, values: Mapping[str, Any], *read: str) -> None:
         """Count the columns of a row that hold something and are not among those that were `read`."""
-        left = [name for name in _READ if name not in read and values.get(name) not in (None, "", [])]
+        left = [name for name in _READ if name not in read and not _blank(values.get(name))]
         self.columns.update(left)
 
 
@@ -80,7 +80,7 @@ def conversations(
     `context` follows the question after a blank line, `system` and `history` (pairs) come before it.
 
     given: which columns are meant (prompt, answer, input, system, messages): for columns with other names.
-    unanswered: a row in which nobody answers is a conversation too, to be answered.
+    unanswered: a row in which nobody answers, or whose answer is blank, is a conversation too, to be answered.
 
     Raises:
         ConfigError: `given` names another field.
@@ -193,13 +193,12 @@ def _asked(
 ) -> tuple[str, list[Message]]:
     """(form, messages) of a question and an answer in columns of their own."""
     asked = "prompt" if "prompt" in given else next((name for name in ASKED if values.get(name)), None)
-    answered = (
-        "answer" if "answer" in given else next((name for name in ANSWERED if values.get(name) is not None), None)
-    )
+    answered = _answered(values, given, unanswered)
     if asked is None or (answered is None and not unanswered):
         what = f"no question ({', '.join(ASKED)})" if asked is None else f"no answer ({', '.join(ANSWERED)})"
         raise DataError(f"{what}, and no list of turns ({', '.join(LISTS)})")
-    question, answer = values[asked], "" if answered is None else values[answered]
+    question = values[asked]
+    answer = values[answered] if answered is not None else [] if isinstance(question, list) else ""
     form = {"instruction": "Alpaca", "prompt": f"prompt/{answered}"}.get(asked, f"{asked}/{answered}")
     form = form if answered is not None else f"{asked} without an answer"
     if isinstance(question, list) and isinstance(answer, list):  # both as messages
@@ -221,6 +220,18 @@ def _asked(
     system = _system(values, messages)
     unread.besides(values, asked, str(answered), *held, "history", *_system_read(values, system))
     return form, [*system, *_history(values), *messages]
+
+
+def _answered(values: dict[str, Any], given: frozenset[str], unanswered: bool) -> str | None:
+    """The column of the answer; a blank answer is none where rows may be without one."""
+    names = ("answer",) if "answer" in given else ANSWERED
+    if unanswered:
+        return next((name for name in names if not _blank(values.get(name))), None)
+    return next((name for name in names if "answer" in given or values.get(name) is not None), None)
+
+
+def _blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _system(values: dict[str, Any], messages: Sequence[Message]) -> list[Message]:

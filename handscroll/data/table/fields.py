@@ -170,7 +170,7 @@ def _held(value: Any, field: Field) -> Any:
 def labels_in(value: Any) -> list[Any]:
     """The labels of a list, or of a text with commas or semicolons between them; anything else is one."""
     if isinstance(value, str):
-        return [one.strip() for one in value.replace(";", ",").split(",") if one != ""]
+        return [label for one in value.replace(";", ",").split(",") if (label := one.strip())]
     return [one for one in value if one != ""] if isinstance(value, list | tuple) else [value]
 
 

@@ -189,3 +189,13 @@ def test_a_column_that_is_not_there_is_refused():
     table = Table.of([{"prompt": "Hi", "output": "Ho"}])
     with pytest.raises(DataError, match="there is no column 'nope'"):
         conversations(table, {"input": "nope"})
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+@pytest.mark.parametrize("given", [{}, {"answer": "answer"}])
+def test_a_blank_answer_is_none_where_rows_may_be_without_one(blank, given):
+    table = Table.of([{"question": "hi", "answer": "hello"}, {"question": "hi", "answer": blank}])
+    found = conversations(table, given, unanswered=True)
+    assert [one.messages for one in found.items] == [SAID, SAID[:1]] and found.account.notes == ()
+    asked = Table.of([{"prompt": list(SAID[:1]), "completion": blank}])
+    assert conversations(asked, unanswered=True).items[0].messages == SAID[:1]

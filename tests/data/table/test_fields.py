@@ -66,7 +66,13 @@ def test_values_get_the_names_of_the_fields_and_are_checked():
 
 @pytest.mark.parametrize(
     ("holds", "value", "fitted"),
-    [("number", "3.5", 3.5), ("labels", "a; b,c", ["a", "b", "c"]), ("labels", [1, "x"], ["1", "x"]), ("any", 0, 0)]
+    [
+        ("number", "3.5", 3.5),
+        ("labels", "a; b,c", ["a", "b", "c"]),
+        ("labels", "a, b, ", ["a", "b"]),
+        ("labels", [1, "x"], ["1", "x"]),
+        ("any", 0, 0),
+    ]
     + [
         ("answers", given, [{"text": "a", "answer_start": start}])
         for given, start in (
