@@ -55,8 +55,14 @@ class LabelWords:
         form: Form,
         on_done: OnDone,
     ) -> list[Prediction]:
-        """What is said of each (example, text), after its shots (text, label)."""
+        """What is said of each (example, text), after its shots (text, label).
+
+        Raises:
+            CapacityError: a prompt exceeds the context; nothing was said of any.
+        """
         writer, found = Writer(self._lm, form, prompting.store), list[Prediction]()
+        for (example, text), before in zip(pairs, shots, strict=True):
+            self._answered(writer, before, text, prompting.known(example, self._language), example.place)
         if pairs and prompting.fixed:
             writer.keep([*self._turns(shots[0]), _turn("user", self.asked(pairs[0][1]))])
         known: dict[tuple[tuple[str, str], ...], np.ndarray] = {}
@@ -78,12 +84,23 @@ class LabelWords:
 
     def _logs(self, writer: Writer, shots: Sequence[tuple[str, str]], text: str, notes: str, place: str) -> np.ndarray:
         """The log-probability of the word of every label, with the end of the turn behind it."""
+        examples = self._answered(writer, shots, text, notes, place)
+        return np.array([writer.surprise(one).logprob for one in examples])
+
+    def _answered(
+        self, writer: Writer, shots: Sequence[tuple[str, str]], text: str, notes: str, place: str
+    ) -> list[Encoded]:
+        """The prompt with the word of each label as its answer.
+
+        Raises:
+            CapacityError: one exceeds the context.
+        """
         before = self._turns(shots)
         asked = f"{notes}\n\n{self.asked(text)}" if notes else self.asked(text)
         turns = [*before, _turn("user", asked)]
         examples = [self._last(writer, [*turns, _turn("assistant", word)], place) for word in self._words.values()]
-        writer.check(max(map(len, examples)), 0, place, "fewer shots")
-        return np.array([writer.surprise(one).logprob for one in examples])
+        writer.check(max(map(len, examples)), 0, place, "fewer shots" if shots else "")
+        return examples
 
     def _turns(self, shots: Sequence[tuple[str, str]]) -> list[Message]:
         """Examples as earlier turns."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field as Setting
 from rich.text import Text
 
-from handscroll.base.errors import DataError
+from handscroll.base.errors import CapacityError, DataError
 from handscroll.data.batch import Batch, collate
 from handscroll.data.encoded import Encoded
 from handscroll.data.preferred import Pair, Preferred
@@ -132,7 +132,18 @@ class Prefer(Task):
         return validate
 
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
-        """Which answer has the higher reward. Where they are is known, which is the better one plays no part."""
+        """Which answer has the higher reward. Where they are is known, which is the better one plays no part.
+
+        Raises:
+            CapacityError: an answer with its prompt exceeds the context.
+        """
+        for example, size in zip(examples, self.needed(lm, examples), strict=True):
+            if size > lm.context:
+                raise CapacityError(
+                    f"{example.place}: the prompt with the longer answer has {size:,} tokens, the model's context is "
+                    f"{lm.context:,}, and nothing is cut. Leave the row out, or tune a longer model (handscroll extend "
+                    f"... --to {size})"
+                )
         tuned = any(isinstance(module, Adapted) for module in lm.model.modules())
         found: list[Prediction] = []
         for example in examples:

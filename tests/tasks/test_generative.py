@@ -19,6 +19,7 @@ from handscroll.tasks.complete import Complete
 from handscroll.tasks.evidence import evidence
 from handscroll.tasks.finetune import finetune
 from handscroll.tasks.predict import load_tuned, predict
+from handscroll.tasks.prefer import Prefer
 from handscroll.tasks.recipe import TaskData, TuningRecipe
 from handscroll.tasks.summarise import Summarise
 from handscroll.tasks.task import Example, task_from
@@ -338,3 +339,12 @@ def test_preferences_are_learned_against_the_model_before(tmp_path):
     assert again.predictions[0].more["compared"] == "reward"
     shown = task.shown(lm, again.part.examples[0])
     assert ["over" in text.plain.split("⟦")[1] for text in shown] == [True, False]
+
+
+def test_a_preference_that_is_too_long_is_refused_before_others_are_compared():
+    task, done = Prefer(), []
+    rows = [{"prompt": "the fox", "chosen": "over " * count, "rejected": "times"} for count in (1, 300)]
+    examples = task.read(Table.of(rows), {}).examples
+    with pytest.raises(CapacityError, match=r"row 2: .*256.*extend"):
+        task.predict(talker(context=256), examples, done.append)
+    assert not done

@@ -5,7 +5,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.data.table.table import Table
@@ -175,3 +175,13 @@ def test_the_command_prompts_a_model_as_it_is(tmp_path):
     ):
         wrong = CliRunner().invoke(app, [*command, *more])
         assert wrong.exit_code and words in " ".join((wrong.output + str(wrong.exception)).split())
+
+
+@pytest.mark.parametrize("shots, what", [(0, "a shorter row"), (1, "fewer shots")])
+def test_a_text_that_is_too_long_is_refused_before_labels_of_others_are_scored(shots, what):
+    task, done = Classify(labels=("bad", "good")), []
+    examples = [Example(f"row {n}", {"text": "the fox " * n, "label": "good"}) for n in (1, 300)]
+    prompting = Prompting(shots, [Example("s", {"text": "brown", "label": "bad"})])
+    with pytest.raises(CapacityError, match=f"row 300: .*{what}"):
+        task.prompted(talker(context=256), examples, prompting, done.append)
+    assert not done
