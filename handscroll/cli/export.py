@@ -55,6 +55,7 @@ def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[s
     """Write a folder with an ONNX graph, and say how far it is from the model."""
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
+    from handscroll.models.adapters import keep_task, weighted
 
     if kind not in ("", "f32"):
         raise ConfigError(f"--type {kind}: a graph is written in f32, in which it was compared; leave out --type")
@@ -62,6 +63,7 @@ def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[s
         raise ConfigError(f"{out}: --onnx writes a folder, with the tokenizer beside the graph; give its name")
     lm = load(model, dtype="float32", weights="float", adapter=adapter).merge()
     found = lm.export_onnx(out, length)
+    keep_task(model, weighted(adapter), out)
     _say(out)
     screen().print(
         f"onnxruntime's outputs are the model's to {found.largest:.1e} ({found.numbers:,} numbers compared)",
@@ -74,7 +76,7 @@ def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None
 
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
-    from handscroll.models.adapters import over_base
+    from handscroll.models.adapters import keep_task, over_base, weighted
     from handscroll.models.locate import locate
     from handscroll.models.weights import loaded_dtype
     from handscroll.nn.quantised import PROJECTIONS, quantise
@@ -85,16 +87,18 @@ def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None
             f"--type {kind} for the folder {out}: {nearest(kind, allowed)}; other types are for files that end in "
             f"{SUFFIX}"
         )
-    if kind in PROJECTIONS and not adapter:
-        load(model, weights=kind).save(out)  # rounded while it is read
-        return
-    lm = load(model, weights="float", adapter=adapter).merge()
-    if kind in PROJECTIONS:
-        quantise(lm.model, kind)
+    base, adapters = over_base(model, weighted(adapter))
+    if kind in PROJECTIONS and not adapters:
+        lm = load(model, weights=kind)  # rounded while it is read
     else:
-        stored = loaded_dtype(locate(over_base(model, ())[0]), "cuda")  # a CPU would widen float16
-        lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
+        lm = load(model, weights="float", adapter=adapter).merge()
+        if kind in PROJECTIONS:
+            quantise(lm.model, kind)
+        else:
+            stored = loaded_dtype(locate(base), "cuda")  # a CPU would widen float16
+            lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
     lm.save(out)
+    keep_task(model, weighted(adapter), out)
 
 
 def register(app: typer.Typer) -> None:

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.runs import write_file
 from handscroll.base.spec import HeadSpec
 from handscroll.models.foreign import Entry
+from handscroll.models.locate import locate
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import with_head
 from handscroll.models.peft import Adapter, LowRank, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
-from handscroll.models.weights import is_adapter, spellings
+from handscroll.models.weights import TASK, is_adapter, spellings
 from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedHead, AdaptedTable, Update
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
@@ -83,6 +85,19 @@ def over_base(source: str | Path, adapters: tuple[Weighted, ...]) -> tuple[str |
         return source, adapters
     base = next((path for path in (Path(name), folder / name) if len(name) < LONGEST and path.exists()), None)
     return (source, adapters) if base is None else (base, (Weighted(folder), *adapters))
+
+
+def keep_task(source: str | Path, adapters: tuple[Weighted, ...], out: Path) -> None:
+    """Copy the task for which adapters over a model, or else the model itself, were tuned to a folder made of them.
+
+    Adapters that were tuned for different tasks leave none.
+    """
+    base, adapters = over_base(source, adapters)
+    own = {path.read_bytes() for one in adapters if (path := one.folder / TASK).exists()}
+    if not own and (path := locate(base) / TASK).exists():
+        own = {path.read_bytes()}
+    if len(own) == 1:
+        write_file(out / TASK, own.pop())
 
 
 def adapt(model: Decoder, adapters: Sequence[Weighted]) -> Decoder:

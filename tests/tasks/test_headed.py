@@ -21,6 +21,7 @@ from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, task_from
 from handscroll.text.training import TokenizerConfig, train_tokenizer
+from tests.cli.material import run as run_command
 from tests.tasks.material import recipe, rows, table, tiny
 
 LONG = [Example(f"row {n}", {"text": " ".join(f"w{20 + (7 * n + i) % 60}" for i in range(size)), "label": str(n % 2)})
@@ -62,6 +63,18 @@ def test_a_decoder_keeps_the_units_in_the_task_and_its_adapter_gives_the_same_nu
     found = predict(lm, task, TaskData(train=(str(data),), columns={"number": "stars"}))
     said = {e["text"]: p.output for e, p in zip(found.part.examples, found.predictions, strict=True)}
     assert all(one["prediction"] == pytest.approx(said[one["text"]], abs=1e-3) for one in told)
+    adapter, base = tmp_path / "run" / "adapter", tmp_path / "llama"
+    assert (adapter / "task.json").exists()
+    for name, words in (("merged", [adapter]), ("over", [base, "--adapter", adapter]), ("int8", [adapter])):
+        kind = ["--type", "int8"] if name == "int8" else []
+        run_command("export", words[0], tmp_path / name, *words[1:], *kind)
+        again = predict(*load_tuned(tmp_path / name), TaskData(train=(str(data),), columns={"number": "stars"}))
+        for one, other in zip(again.predictions, found.predictions, strict=True):
+            assert one.output == pytest.approx(other.output, abs=1e-3 if name != "int8" else 5)
+    run_command("export", tmp_path / "merged", tmp_path / "again", "--type", "f16")
+    assert load_tuned(tmp_path / "again")[1] == task
+    run_command("extend", tmp_path / "merged", "--out", tmp_path / "longer", "--to", "128", "--method", "ntk")
+    assert load_tuned(tmp_path / "longer")[1] == task
 
 
 @pytest.mark.parametrize(("family", "pooling"), [("bert", "mean"), ("bert", "attention"), ("llama", "attention")])
