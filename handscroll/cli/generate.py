@@ -22,6 +22,7 @@ from handscroll.cli.options import (
     Weights,
     given,
     one_cache,
+    rounds,
     say_cut,
     say_defaults,
     text_or_input,
@@ -175,9 +176,8 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
     """Print the approximate settings on standard error."""
     from handscroll.cache.table import kind_of
 
-    approximate = [f"--cache {cache}"] * (bool(cache) and not kind_of(cache).exact) + [f"--weights {weights}"] * bool(
-        weights
-    )
+    approximate = [f"--cache {cache}"] * (bool(cache) and not kind_of(cache).exact)
+    approximate += [f"--weights {weights}"] * rounds(weights)
     if approximate:
         error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)")
     if choice is not None and choice.loss is not None:

@@ -20,7 +20,9 @@ Dtype = Annotated[
     str,
     typer.Option(help="Dtype: auto (as the checkpoint is stored), float32, bfloat16, float16 or float64."),
 ]
-Weights = Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")]
+Weights = Annotated[
+    str, typer.Option(help="int8 or int4 rounds the weights (approximate); float widens quantised ones.")
+]
 Guard = Annotated[
     float | None, typer.Option("--kv-guard", help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
 ]
@@ -83,9 +85,14 @@ def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:
         raise ConfigError("--kv-guard belongs to --kv-budget: give --kv-budget SIZE too, or leave it out")
 
 
+def rounds(weights: str) -> bool:
+    """Whether `--weights` makes a model approximate; "float" is exact."""
+    return weights not in ("", "float")
+
+
 def say_weights(weights: str) -> None:
     """Say on standard error that rounded weights are approximate."""
-    if weights:
+    if rounds(weights):
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)")
 
 

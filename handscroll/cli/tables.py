@@ -84,10 +84,11 @@ def look(
     if rows:
         say(first_rows(found, rows) + "\n")
     if task:
-        from handscroll.data.table.fields import match
         from handscroll.tasks.task import task_from
 
-        say(f"{task}: {match(found, task_from(task).fields, given_columns(map or []))}")
+        part = task_from(task).read(found, given_columns(map or []), skip_unfit=True)
+        unfit = part.account.left_out[len(found.account.left_out) :]
+        say(f"{task}: {part.columns}", *(f"  does not fit: {one}" for one in unfit), sep="\n")
     else:
         say(_forms(found, given_columns(map or [])))
     _say_labels(found, label, text)

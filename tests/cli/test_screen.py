@@ -2,6 +2,7 @@
 
 import pytest
 
+from handscroll.cli.options import say_weights
 from handscroll.cli.screen import error_screen, screen, table
 from tests.cli.material import run
 
@@ -36,3 +37,9 @@ def test_labels_that_look_like_codes_are_shown(tmp_path):
     path.write_text("text,label\n" + "".join(f"words :100: number {n},[/b]\n" for n in range(9)), encoding="utf-8")
     said = run("data", "look", path)
     assert "[/b] 9" in said and "words :100: number 0" in said and "…" not in said
+
+
+def test_only_rounded_weights_are_called_approximate(capsys):
+    for weights in ("", "float", "int8", "int4"):
+        say_weights(weights)
+        assert ("approximate" in capsys.readouterr().err) == weights.startswith("int")

@@ -95,3 +95,18 @@ def test_personal_data_is_masked_in_all_columns_unless_one_is_named(tmp_path):
     shown = run("data", "clean", people, "--personal", "--text", "notes", "--out", tmp_path / "one.jsonl")
     [row] = read_table(tmp_path / "one.jsonl")
     assert row.values["email"] == "ann@b.org" and "masked in 'notes': 1 email" in shown
+
+
+def test_look_recognises_rows_as_the_task_does(tmp_path):
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    pair = {"prompt": "hi", "chosen": "hello", "rejected": "no"}
+    for task, row, said in (
+        ("chat", {"conversations": talk}, "chat: recognised: ShareGPT (2 conversations)"),
+        ("instruct", {"question": "hi", "answer": "hello"}, "instruct: recognised: question/answer (2 conversations)"),
+        ("prefer", pair, "prefer: recognised: prompt/chosen/rejected (2 pairs)"),
+    ):
+        file = tmp_path / f"{task}.jsonl"
+        file.write_text("\n".join(json.dumps(one) for one in (row, row, {"id": 1})), encoding="utf-8")
+        shown = run("data", "look", file, "--task", task)
+        assert said in shown and "not there" not in shown, shown
+        assert "does not fit: rows of no known form" in shown and "row 3" in shown
