@@ -73,4 +73,5 @@ def _given(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _table(files: Any, told: Mapping[str, Any]) -> str:
-    return f"{', '.join(files)}: {told['kept']:,} of {told['read']:,} rows; columns {told['columns']}"
+    leakage = f"; {told['leakage']}" if told["leakage"] else ""
+    return f"{', '.join(files)}: {told['kept']:,} of {told['read']:,} rows; columns {told['columns']}{leakage}"

@@ -12,17 +12,19 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import TokenAccount
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.table.augment import augment
+from handscroll.data.table.duplicates import leakage
 from handscroll.data.table.fields import match
 from handscroll.data.table.labels import balance
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
-from handscroll.data.table.table import Ledger, Table
+from handscroll.data.table.table import Account, Ledger, Record, Table
 from handscroll.lm import LM
 from handscroll.tasks.changing import changing
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, Part, Task
 
 NAMED = 3  # places that a message names
+GIVEN = "what is given"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,23 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
         parts[name] = task.read(table, data.columns, data.skip_unfit)
         if name == "valid":
             parts[name] = replace(parts[name], notes=notes)
+        if name != "train" and getattr(data, name):
+            parts[name] = replace(parts[name], leakage=_leakage(task, parts["train"], parts[name], name))
     return parts
+
+
+def _leakage(task: Task, train: Part, scored: Part, name: str) -> str:
+    """How many scored examples are training examples too, by what is given in them."""
+    both = [_given(task, part) for part in (train, scored)]
+    return str(leakage(*both, GIVEN, called=name)) if all(both) else ""
+
+
+def _given(task: Task, part: Part) -> Table:
+    records = []
+    for example in part.examples:
+        file, _, number = example.place.rpartition(", row ")
+        records.append(Record({GIVEN: task.likeness(example)}, file, int(number)))
+    return Table(tuple(records), (GIVEN,), Account(len(records)))
 
 
 def _taught(task: Task, table: Table, columns: Mapping[str, str]) -> Table:

@@ -123,6 +123,8 @@ def _read(recipe: TuningRecipe, options: Options) -> dict[str, Part]:
         options.show(f"{name}: {part.account}")
         for note in part.notes:
             options.show(f"split: {note}")
+        if part.leakage:
+            options.show(part.leakage)
     options.show(f"columns: {parts['train'].columns}")
     return parts
 
@@ -258,7 +260,7 @@ def _record(
         "weights": {"trained": trained, "all": numbers},
         "reach": ready.task.reach(ready.lm.context),
         "tables": {
-            name: part.account.record() | {"columns": part.columns, "split": [*part.notes]}
+            name: part.account.record() | {"columns": part.columns, "split": [*part.notes], "leakage": part.leakage}
             for name, part in ready.parts.items()
         },
         "rows": {

@@ -72,6 +72,9 @@ class Prefer(Task):
     def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None
 
+    def likeness(self, example: Example) -> str:
+        return " ".join(one["content"] for name in ("prompt", *SIDES) for one in example[name])
+
     @property
     def compared(self) -> bool:
         return False

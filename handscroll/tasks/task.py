@@ -71,6 +71,7 @@ class Part:
     account: Account
     columns: str
     notes: tuple[str, ...] = ()  # how its rows were split off
+    leakage: str = ""  # how many of its rows are training rows too
 
 
 class Task(Named):

@@ -113,8 +113,8 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     progress = train(run, stream, objective, Callbacks(validate, *heard))
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
     if recipe.lora is not None and world.first:
-        if stands_apart(model):
-            save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
+        if recipe.model.path is not None and stands_apart(model):
+            save_adapter(model, recipe.lora, folder / "adapter", recipe.model.path)
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
     if recipe.model.path is not None:

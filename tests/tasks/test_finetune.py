@@ -23,7 +23,7 @@ from handscroll.tasks.finetune import Options, finetune, lines_of
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.report import write_page
-from handscroll.tasks.task import Example, Prediction
+from handscroll.tasks.task import Example, Prediction, task_from
 from tests.naming import naming
 from tests.tasks.material import recipe, rows, table, tiny
 
@@ -409,3 +409,33 @@ def test_columns_called_like_those_of_predictions_stand_beside_them():
     told = json.loads(line)
     assert (told["place"], told["prediction"], told["probabilities"]) == ("row 1", "good", {"good": 1.0})
     assert (told["row.place"], told["row.prediction"], told["row.probabilities"]) == ("Paris", 3, "high")
+
+
+def test_scored_rows_that_stand_in_the_training_rows_are_counted_and_said(tmp_path):
+    model, data, shown = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24), []
+    (other := tmp_path / "other.csv").write_text("text,label\nw50 w51 w52,bad\nW20  w30 w40,bad\n", encoding="utf-8")
+    given = recipe(model, data, {"steps": 1}, valid=(str(other),), test=(str(data),), second=(str(other),))
+    finetune(given, tmp_path / "run", Options(show=shown.append))
+    said = "1 of 2 second rows (50.0%) are in the training rows too: 1 exact"
+    assert any(said in str(line) for line in shown), shown
+    record = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["tables"]
+    assert said in record["second"]["leakage"] and "1 of 2 valid rows" in record["valid"]["leakage"]
+    assert "24 of 24 test rows (100.0%)" in record["test"]["leakage"] and not record["train"]["leakage"]
+    assert said in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "task, row",
+    [
+        ("prefer", {"prompt": "hi you", "chosen": "hello", "rejected": "no"}),
+        ("instruct", {"prompt": "hi you", "answer": "hello"}),
+        ("extract", {"context": "a dog barks", "question": "who barks", "answers": {"text": ["a dog"]}}),
+    ],
+)
+def test_what_is_given_tells_whether_a_row_is_a_training_row(tmp_path, task, row):
+    name = "question" if task == "extract" else "prompt"
+    paths = [tmp_path / f"{number}.jsonl" for number in range(2)]
+    for path, asked in zip(paths, ("other words", row[name]), strict=True):
+        path.write_text("\n".join(map(json.dumps, (row, row | {name: asked}))), encoding="utf-8")
+    data = TaskData(train=(str(paths[1]),), test=(str(paths[0]),), held_out=0)
+    assert "1 of 2 test rows" in read_parts(task_from(task), data, 0)["test"].leakage

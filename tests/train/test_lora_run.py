@@ -100,3 +100,12 @@ def test_a_tuning_writes_the_dtype_of_its_base(base, tmp_path, dtype, lora):
     assert written(tmp_path / "longer") == {dtype}
     before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "longer"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_adapter_is_written_over_a_new_model_whose_first_weights_are_saved_nowhere(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(LINES) * 60, encoding="utf-8")
+    sizes = "width = 32\nlayers = 1\nheads = 2\nhead_size = 16\nkv_heads = 1\nmlp_width = 32\ncontext = 64"
+    new = f'family = "llama"\n[model.sizes]\n{sizes}\n[tokenizer.train]\nvocab = 300'
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace('path = "FOLDER/base"', new).replace("FOLDER", str(tmp_path)))
+    run_recipe(Recipe.parse(read_recipe(tmp_path / "recipe.toml"), "recipe"), tmp_path / "run")
+    assert (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "adapter").exists()

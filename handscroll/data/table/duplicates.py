@@ -124,10 +124,11 @@ class Leakage:
     pairs: tuple[Pair, ...]
     train: Table
     test: Table
+    called: str = "test"  # what the rows of `test` are called
 
     def __str__(self) -> str:
         if not self.pairs:
-            return "no test row is in the training rows"
+            return f"no {self.called} row is in the training rows"
         leaked: dict[int, tuple[int, float]] = {}
         for train, test, share in self.pairs:
             if share > leaked.get(test, (0, 0.0))[1]:
@@ -136,7 +137,7 @@ class Leakage:
         shown = [f"{self.test.records[at].place} = {self.train.records[one].place}" for at, (one, _) in leaked.items()]
         share = len(leaked) / len(self.test)
         return (
-            f"{len(leaked):,} of {len(self.test):,} test rows ({share:.1%}) are in the training rows too: {exact:,} "
+            f"{len(leaked):,} of {len(self.test):,} {self.called} rows ({share:.1%}) are in the training rows too: {exact:,} "
             f"exact, {len(leaked) - exact:,} near copies ({'; '.join(shown[:3])}{', ...' * (len(shown) > 3)})"
         )
 
@@ -148,7 +149,7 @@ class Leakage:
         return self.train.having([one for at, one in enumerate(self.train) if at not in copies], step)
 
 
-def leakage(train: Table, test: Table, column: str, near: float | None = NEAR) -> Leakage:
+def leakage(train: Table, test: Table, column: str, near: float | None = NEAR, called: str = "test") -> Leakage:
     """Which rows of `train` say the same as a row of `test`, exactly or nearly.
 
     Raises:
@@ -177,7 +178,7 @@ def leakage(train: Table, test: Table, column: str, near: float | None = NEAR) -
         first, own = root(at)
         for one, share in copies[first] if first == at else copies[first][:1]:
             found.append((one, at, min(share, own)))
-    return Leakage(tuple(found), train, test)
+    return Leakage(tuple(found), train, test, called)
 
 
 def groups(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
