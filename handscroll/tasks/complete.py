@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from zlib import crc32
 
 import numpy as np
 from pydantic import Field as Setting
+from pydantic import model_validator
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import Encoded
@@ -20,6 +21,7 @@ from handscroll.tasks.task import Example, OnDone, Part, Prediction
 from handscroll.tasks.writer import Writer
 
 PARTS = ("prefix", "middle", "suffix")
+UNUSED = ("prompt", "system", "language", "form")  # settings of other tasks whose answer is a text
 
 
 class Complete(Generative):
@@ -39,6 +41,13 @@ class Complete(Generative):
     order: Order = Setting(default="psm", description="psm: what stands before it comes first; spm: what stands behind")
     seed: int = Setting(default=0, ge=0, description="of excerpts and holes")
     max_tokens: int = Setting(default=64, ge=1, description="the most tokens that are written")
+
+    @model_validator(mode="after")
+    def _code_alone(self) -> Self:
+        for name in UNUSED:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"a model that fills holes reads code alone, without a {name}: leave it out")
+        return self
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -348,3 +348,9 @@ def test_a_preference_that_is_too_long_is_refused_before_others_are_compared():
     with pytest.raises(CapacityError, match=r"row 2: .*256.*extend"):
         task.predict(talker(context=256), examples, done.append)
     assert not done
+
+
+@pytest.mark.parametrize("setting", [{"prompt": "Go on"}, {"system": "Be kind"}, {"language": "zh"}, {"form": "plain"}])
+def test_what_fills_holes_refuses_settings_that_it_does_not_use(setting):
+    with pytest.raises(ConfigError, match=f"without a {next(iter(setting))}"):
+        task_from({"name": "complete"} | setting)

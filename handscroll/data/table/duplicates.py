@@ -137,8 +137,8 @@ class Leakage:
         shown = [f"{self.test.records[at].place} = {self.train.records[one].place}" for at, (one, _) in leaked.items()]
         share = len(leaked) / len(self.test)
         return (
-            f"{len(leaked):,} of {len(self.test):,} {self.called} rows ({share:.1%}) are in the training rows too: {exact:,} "
-            f"exact, {len(leaked) - exact:,} near copies ({'; '.join(shown[:3])}{', ...' * (len(shown) > 3)})"
+            f"{len(leaked):,} of {len(self.test):,} {self.called} rows ({share:.1%}) are in the training rows too: "
+            f"{exact:,} exact, {len(leaked) - exact:,} near copies ({'; '.join(shown[:3])}{', ...' * (len(shown) > 3)})"
         )
 
     def purged(self) -> Table:
