@@ -37,7 +37,7 @@ def predict(
     profile: Annotated[
         list[str] | None, typer.Option(help="What is known of users: rows with user and text; each sees its own only.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of saved readings that prompts may begin with.")] = None,
+    store: Annotated[Path | None, typer.Option(help="--choose first, random: folder that keeps what was read.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of --choose random and --most.", min=0)] = 0,
     most: Annotated[int, typer.Option(help="Rows of DATA that are used, drawn by the seed. [all]")] = 0,
     set_: Annotated[
