@@ -155,13 +155,18 @@ def named(model: Model, tokenizer: Tokenizer, store: Store, name: str) -> tuple[
         CheckpointError: the reading was evicted.
     """
     about, length = store.named(name)
-    differ = about.identity.differences(identity_of(model, tokenizer, length, about.identity.policy))
-    if wrong := [field for field in differ if field != "bucket"]:
+    if wrong := differing(model, tokenizer, about, length):
         raise ConfigError(
             f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again, or give the same "
             "--weights and --adapter"
         )
     return about, length
+
+
+def differing(model: Model, tokenizer: Tokenizer, about: About, length: int) -> list[str]:
+    """In which settings a model differs from the one that read a text of `length` tokens; [] if it may continue it."""
+    differ = about.identity.differences(identity_of(model, tokenizer, length, about.identity.policy))
+    return [field for field in differ if field != "bucket"]
 
 
 def _request(

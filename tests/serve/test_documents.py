@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
@@ -294,6 +295,33 @@ def test_it_is_there_after_a_restart_and_answers_at_once(served_models, tmp_path
         events = server.http.get(f"/v1/documents/{number}/events").text
         assert events.count("data: ") == 2 and events.endswith("data: [DONE]\n\n")
         assert server.http.get("/v1/documents").json()["data"][0]["name"] == "book.txt"
+
+
+def test_a_reading_of_other_weights_is_said_and_read_again(served_models, tmp_path):
+    other = handscroll.load(served_models["tiny"])
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.1)
+    other.save(tmp_path / "other")
+    with material.live(tmp_path / "store", {"tiny": served_models["tiny"]}, room=200) as server:
+        number = uploaded(server, "book.txt", BOOK.encode())["id"]
+        beside = uploaded(server, "beside.txt", TEXT.encode())["id"]
+    with material.live(tmp_path / "store", {"tiny": tmp_path / "other"}, room=200) as server:
+        both = {"documents": [number, beside], "question": "a", "max_tokens": 2}
+        made = server.http.post("/v1/documents/ask", json=both).json()
+        assert [one["from_reading"] for one in made["handscroll"]["documents"]] == [0, 0]
+        for path, more in (("ask", {}), ("explain", {"answer": "walnut"}), ("ask", {})):
+            made = server.http.post(f"/v1/documents/{number}/{path}", json={"question": "What is the word?"} | more)
+            error = made.json()["error"]
+            assert (made.status_code, error["code"]) == (409, "not_read"), made.text
+            assert "read with other weights" in error["message"] and f"{number}/read" in error["message"]
+        assert server.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"]["state"] == "failed"
+        server.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})
+        assert read(server, number)["readings"]["tiny"]["state"] == "read"
+        said = ask(server, number, "What is the word?")["choices"][0]["message"]["content"]
+    store = Store(tmp_path / "own")
+    other.read(BOOK, store, "book", room=200)
+    assert said == other.ask("book", "What is the word?", store, max_tokens=8)
 
 
 def test_a_reading_that_a_stop_interrupted_goes_on(served_models, tmp_path, monkeypatch):

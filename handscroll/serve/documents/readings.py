@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import footprint
 from handscroll.generate.admission import identity_of
-from handscroll.generate.ask import Opening
+from handscroll.generate.ask import Opening, differing
 from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import Entry, Shelf, absent
@@ -195,16 +196,15 @@ class Readings:
                 self._opened.move_to_end(key)
                 return self._opened[key]
         store, name = self.store(entry.owner), name_of(entry, served)
+        lm = served.loaded
         try:
             about, length = store.named(name)
+            if wrong := differing(lm.model, lm.tokenizer, about, length):
+                raise self._lost(entry, served, _read_with(wrong))
             found = store.open(about.number).part(length), store.document(name)
         except (CheckpointError, ConfigError) as error:  # evicted, damaged, or its name is gone
-            if entry.gone:
-                raise absent(entry.number) from None
             _log.warning("a document has to be read again: %s", error)
-            state = state | {"state": "failed", "error": "its reading was evicted to make room, or is damaged"}
-            self._mark(entry, served, state)
-            raise unread(entry, served, state) from None
+            raise self._lost(entry, served, "its reading was evicted to make room, or is damaged") from None
         with self._lock:
             if entry.gone:  # it was deleted meanwhile: its files must not stay open
                 raise absent(entry.number)
@@ -212,6 +212,14 @@ class Readings:
             while len(self._opened) > OPENED:
                 self._opened.popitem(last=False)
         return found
+
+    def _lost(self, entry: Entry, served: Served, why: str) -> ApiError:
+        """What is said of a reading that is of no use any more; the document is marked, so that it is read again."""
+        if entry.gone:
+            return absent(entry.number)
+        state = entry.readings.get(served.name, {}) | {"state": "failed", "error": why}
+        self._mark(entry, served, state)
+        return unread(entry, served, state)
 
     async def delete(self, entry: Entry) -> None:
         """Remove a document with all its readings, from the disk too, after stopping whoever reads it."""
@@ -312,6 +320,12 @@ class Readings:
 def name_of(entry: Entry, served: Served) -> str:
     """The name of a reading in the store: the document and the model."""
     return f"{entry.number}.{hashlib.sha256(served.name.encode()).hexdigest()[:12]}"
+
+
+def _read_with(wrong: Sequence[str]) -> str:
+    """Why a reading cannot be used by the model that bears the name of its reader."""
+    what = "other weights" if "model" in wrong else f"another {', '.join(wrong)}"
+    return f"it was read with {what} than this model has now, and has to be read again"
 
 
 def too_long(served: Served, text: Any, begun: Opening, fits: int) -> str:
