@@ -1,15 +1,20 @@
-"""Lets requests in: so many answers at once, of all and of each key, and each key's quota; the others get 429."""
+"""Lets requests in: so many answers at once, of all and of each key, and each key's quota; the others get 429.
+
+Counts of tokens and readings that are followed have places of their own, so that they take none from the answers.
+"""
 
 import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner
 from handscroll.serve.settings import Limits
 
+Beside = Literal["count", "watch"]
 MINUTE, DAY = 60.0, 86_400.0
 LONGEST = 60  # seconds that a client is told to wait at most for a place
 CROWD = 10  # clients who were told to wait count up to so many times the places: some never come back
@@ -21,6 +26,7 @@ class Admission:
     def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic):
         self._limits, self._now = limits, now
         self._open: Counter[str] = Counter()
+        self._beside: Counter[tuple[Beside, str]] = Counter()
         self._asked: dict[str, deque[float]] = {}
         self._used: dict[str, deque[tuple[float, int]]] = {}
         self._told: dict[str, deque[float]] = {}  # when those who were told to wait come back, by what was full
@@ -50,14 +56,38 @@ class Admission:
             self._open[owner.number] -= count
             self._took += 0.1 * (self._now() - begun - self._took)
 
+    @contextmanager
+    def beside(self, owner: Owner, kind: Beside) -> Iterator[None]:
+        """A place for what is no answer.
+
+        Raises:
+            ApiError: 429 with Retry-After if this key has none left, 503 while the server stops.
+        """
+        self.check_beside(owner, kind)
+        self._beside[kind, owner.number] += 1
+        try:
+            yield
+        finally:
+            self._beside[kind, owner.number] -= 1
+
+    def check_beside(self, owner: Owner, kind: Beside) -> None:
+        """Refuse who would get no such place now; the errors are those of `beside`."""
+        self._check_closing()
+        what, most = {
+            "count": ("counts of tokens", self._limits.counting),
+            "watch": ("followed readings", self._limits.watching),
+        }[kind]
+        if (mine := self._beside[kind, owner.number]) >= most:
+            why = f"{mine} {what} of this key are open, and at most {most} may be: ask again in 1 s"
+            raise ApiError(429, why, "too_many_requests", headers={"Retry-After": "1"})
+
     def check(self, owner: Owner, count: int = 1) -> None:
         """Refuse who would get no place now. It is asked before a body is read: a refusal must cost next to nothing.
 
         Raises:
             ApiError: as in `answering`.
         """
-        if self.closing:
-            raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
+        self._check_closing()
         self.check_quota(owner)
         limits, mine = self._limits, self._open[owner.number]
         if self.open + count > limits.waiting:
@@ -70,6 +100,10 @@ class Admission:
         """Count tokens that were read or written for somebody."""
         if owner.quota is not None and owner.quota.tokens_per_day:
             self._used.setdefault(owner.number, deque()).append((self._now(), tokens))
+
+    def _check_closing(self) -> None:
+        if self.closing:
+            raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
 
     def _full(self, why: str, places: int, whose: str = "") -> ApiError:
         """Tell a client to wait until a place is free for it: those who were told before come first.

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner
-from handscroll.serve.policy import answers, matching, policy_of
+from handscroll.serve.policy import Taken, matching, policy_of, taken
 from handscroll.serve.receiving import Received, too_large
 from handscroll.serve.serving import Serving
 
@@ -67,12 +68,11 @@ class Gate:
             await send(message)
 
         owner: Owner | None = None
-        with self._serving.metrics.request(name) as told:
+        with self._serving.metrics.request(name) as told, ExitStack() as held:
             try:
                 owner = self._admitted(scope, route, known)
-                if answers(route):
-                    self._serving.admission.check(owner)
-                received = self._received(scope, receive)
+                self._check_place(owner, taken(route))
+                received = self._received(scope, receive, owner, held)
                 scope["handscroll.owner"] = owner
                 await self._app(scope, received, sending)
             except ApiError as error:
@@ -106,19 +106,33 @@ class Gate:
             raise ApiError(403, "this endpoint says nobody may call it", "no_policy")
         return owner
 
-    def _received(self, scope: Scope, receive: Receive) -> Received:
-        """The body within its limits.
+    def _check_place(self, owner: Owner, kind: Taken) -> None:
+        """Refuse a request for which there is no place.
 
         Raises:
-            ApiError: its declared size is above them.
+            ApiError: as `Admission.check` and `check_beside`.
+        """
+        if kind == "answer":
+            self._serving.admission.check(owner)
+        elif kind != "nothing":
+            self._serving.admission.check_beside(owner, kind)
+
+    def _received(self, scope: Scope, receive: Receive, owner: Owner, held: ExitStack) -> Received:
+        """The body within its limits; what it takes of all bodies is given back when `held` is closed.
+
+        Raises:
+            ApiError: its declared size is above them, or others have sent so much that it does not fit.
         """
         limits, file = self._serving.settings.limits, scope["path"] == UPLOADS
         most = limits.upload if file else limits.body
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > most:
-            raise too_large(int(declared), most)
+        given = Headers(scope=scope).get("content-length", "")
+        declared = int(given) if given.isdecimal() else 0
+        if declared > most:
+            raise too_large(declared, most)
+        bodies = self._serving.uploads if file else self._serving.bodies
+        came = held.enter_context(bodies.arriving(owner, declared))
         values = None if file else max(limits.values, 2 * self._serving.models.context)
-        return Received(receive, most, limits.body_seconds, values)
+        return Received(receive, most, limits.body_seconds, values, came)
 
     def _check_host(self, headers: Headers) -> None:
         """A page elsewhere can let its own name stand for this machine; a name that we do not know is refused."""

@@ -6,18 +6,19 @@ from typing import Any, Literal, TypeVar
 from starlette.routing import BaseRoute, Match
 
 Policy = Literal["open", "key"]
+Taken = Literal["nothing", "answer", "count", "watch"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-def policy(rule: Policy, answers: bool = False) -> Callable[[Endpoint], Endpoint]:
+def policy(rule: Policy, takes: Taken = "nothing") -> Callable[[Endpoint], Endpoint]:
     """Mark an endpoint: "open" for everybody, "key" for who has a key, where keys are asked for.
 
-    One that `answers` takes a place, and while there is none, its requests are refused before their bodies are read.
+    While there is no place of the kind that one `takes`, its requests are refused before their bodies are read.
     """
 
     def marked(endpoint: Endpoint) -> Endpoint:
         endpoint.policy = rule  # type: ignore[attr-defined]
-        endpoint.answers = answers  # type: ignore[attr-defined]
+        endpoint.takes = takes  # type: ignore[attr-defined]
         return endpoint
 
     return marked
@@ -28,9 +29,9 @@ def policy_of(route: BaseRoute) -> Policy | None:
     return getattr(getattr(route, "endpoint", None), "policy", None)
 
 
-def answers(route: BaseRoute | None) -> bool:
-    """Whether a request for this route takes a place."""
-    return getattr(getattr(route, "endpoint", None), "answers", False)
+def taken(route: BaseRoute | None) -> Taken:
+    """The kind of place that a request for this route takes."""
+    return getattr(getattr(route, "endpoint", None), "takes", "nothing")
 
 
 def matching(routes: list[BaseRoute], scope: Any) -> tuple[BaseRoute | None, bool]:

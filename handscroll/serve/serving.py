@@ -11,6 +11,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from handscroll.serve.admission import Admission
+from handscroll.serve.bodies import Bodies
 from handscroll.serve.documents.library import Library
 from handscroll.serve.documents.readings import Readings
 from handscroll.serve.documents.shelf import Entry, Shelf
@@ -38,11 +39,14 @@ class Serving:
     readings: Readings = field(init=False)
     library: Library = field(init=False)
     admission: Admission = field(init=False)
+    bodies: Bodies = field(init=False)
+    uploads: Bodies = field(init=False)
     metrics: Metrics = field(init=False)
 
     def __post_init__(self):
         self.worker = Worker()
         self.admission = Admission(self.settings.limits)
+        self.bodies, self.uploads = Bodies(self.settings.limits.bodies), Bodies(self.settings.limits.uploads)
         self.shelf = Shelf(self.settings.store, self.settings.limits.documents)
         self.readings = Readings(self.shelf, self.worker, self.settings)
         self.models = Models(self.settings, self.worker, self._ready)
@@ -50,6 +54,7 @@ class Serving:
         self.library = Library(self.shelf, self._vectors)
         self.metrics = Metrics(self._live)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="handscroll-prepare")
+        self._counting = ThreadPoolExecutor(2, thread_name_prefix="handscroll-count")
         self._files = ThreadPoolExecutor(2, thread_name_prefix="handscroll-files")
         self._beat: asyncio.Task[None] | None = None
 
@@ -65,12 +70,16 @@ class Serving:
         if self._beat is not None:
             self._beat.cancel()
         await asyncio.to_thread(self.worker.stop)
-        for pool in (self._pool, self._files):
+        for pool in (self._pool, self._counting, self._files):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def prepare(self, work: Callable[[], T]) -> T:
         """Run what takes longer than the event loop may wait: templates, tokens of long texts, grammars."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def count(self, work: Callable[[], T]) -> T:
+        """The same for counts of tokens, whose long texts keep no answer waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self._counting, work)
 
     async def open_file(self, work: Callable[[], T]) -> T:
         """The same for uploaded files, which may take minutes and keep no question waiting."""

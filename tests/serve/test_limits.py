@@ -189,7 +189,7 @@ def test_a_client_that_reads_nothing_is_dropped(small):
     assert small.http.get("/health").status_code == 200
 
 
-# What takes no place: it is done at once, or is put behind what others have begun.
+# What takes no place of an answer: it is done at once, or has places of its own.
 FREE = {"/v1/count", "/v1/tokenize", "/v1/detokenize", "/v1/documents/{number}/read", "/v1/documents/{number}/stop"}
 
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -70,6 +71,7 @@ class Library:
         self._indexed: OrderedDict[Entry, _Indexed] = OrderedDict()
         self._ranked: OrderedDict[tuple[Entry, ...], Similar] = OrderedDict()
         self._tokens: dict[tuple[Entry, str], int] = {}
+        self._working = WeakKeyDictionary[Entry, threading.Lock]()
         self._lock = threading.RLock()
 
     def search(self, entries: Sequence[Entry], query: str) -> Found:
@@ -120,10 +122,11 @@ class Library:
     def tokens(self, entry: Entry, served: Served) -> int:
         """The tokens of a document's text for a model."""
         key = (entry, served.name)
-        if key not in self._tokens:
-            text = self._shelf.text(entry).text
-            self._tokens[key] = len(served.loaded.tokenizer.encode(text, special=False))
-        return self._tokens[key]
+        with self._alone(entry):
+            if key not in self._tokens:
+                text = self._shelf.text(entry).text
+                self._tokens[key] = len(served.loaded.tokenizer.encode(text, special=False))
+            return self._tokens[key]
 
     def forget(self, entry: Entry) -> None:
         """Drop whatever was made of a document."""
@@ -134,19 +137,25 @@ class Library:
             for key in [key for key in self._ranked if entry in key]:
                 del self._ranked[key]
 
+    def _alone(self, entry: Entry) -> threading.Lock:
+        """What lets one thread at a time work through a document: the others wait for what it makes."""
+        with self._lock:
+            return self._working.setdefault(entry, threading.Lock())
+
     def _index(self, entry: Entry) -> _Indexed:
-        with self._lock:
-            if entry in self._indexed:
-                self._indexed.move_to_end(entry)
-                return self._indexed[entry]
-        document = self._shelf.text(entry)
-        found = passages(document)
-        made = _Indexed(document.text, found, [stems(document.text[one.start : one.end]) for one in found])
-        with self._lock:
-            self._indexed[entry] = made
-            while len(self._indexed) > 1 and sum(len(one.passages) for one in self._indexed.values()) > PASSAGES:
-                self._indexed.popitem(last=False)
-        return made
+        with self._alone(entry):
+            with self._lock:
+                if entry in self._indexed:
+                    self._indexed.move_to_end(entry)
+                    return self._indexed[entry]
+            document = self._shelf.text(entry)
+            found = passages(document)
+            made = _Indexed(document.text, found, [stems(document.text[one.start : one.end]) for one in found])
+            with self._lock:
+                self._indexed[entry] = made
+                while len(self._indexed) > 1 and sum(len(one.passages) for one in self._indexed.values()) > PASSAGES:
+                    self._indexed.popitem(last=False)
+            return made
 
     def _by_words(self, entries: tuple[Entry, ...], known: list[_Indexed]) -> Similar:
         with self._lock:

@@ -25,7 +25,7 @@ router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def chat(body: ChatRequest, request: Request) -> Response:
     """An answer to messages by the model's own chat template."""
     serving, owner = of(request)

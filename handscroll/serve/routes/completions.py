@@ -27,7 +27,7 @@ router = APIRouter()
 
 
 @router.post("/v1/completions")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """The continuation of one or several texts."""
     serving, owner = of(request)

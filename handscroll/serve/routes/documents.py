@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ LOOK = 0.5  # seconds between two looks at a reading
 
 
 @router.post("/v1/documents", status_code=201)
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def upload(
     request: Request,
     file: Annotated[UploadFile, File(description="text, Markdown, HTML, PDF, Word, EPUB, code, tables")],
@@ -67,12 +68,14 @@ async def one(number: Number, request: Request) -> dict[str, Any]:
 
 
 @router.get("/v1/documents/{number}/events")
-@policy("key")
+@policy("key", takes="watch")
 async def events(number: Number, request: Request) -> Response:
     """The same as it changes, until nothing is read any more."""
     serving, owner = of(request)
     entry = serving.shelf.get(owner.number, number)
-    return Events(_changes(serving, entry), place(serving, owner, 1))
+    held = ExitStack()
+    held.enter_context(serving.admission.beside(owner, "watch"))
+    return Events(_changes(serving, entry), held)
 
 
 @router.get("/v1/documents/{number}/text")
@@ -87,14 +90,15 @@ async def text(number: Number, request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/documents/{number}/read", status_code=202)
-@policy("key")
+@policy("key", takes="count")
 async def read(number: Number, body: ReadRequest, request: Request) -> dict[str, Any]:
     """Let a model read a document: another one, or again after its reading was evicted."""
     serving, owner = of(request)
     entry, served = serving.shelf.get(owner.number, number), serving.models.find(body.model)
     served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
     serving.admission.check_quota(owner)
-    serving.admission.use(owner, await serving.prepare(partial(serving.readings.begin, entry, served)))
+    with serving.admission.beside(owner, "count"):
+        serving.admission.use(owner, await serving.count(partial(serving.readings.begin, entry, served)))
     return told(serving, entry)
 
 
@@ -109,7 +113,7 @@ async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str,
 
 
 @router.post("/v1/documents/{number}/ask")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def ask(number: Number, body: AskRequest, request: Request) -> Response:
     """An answer to a question about a document; it is read once, and only the question is read now."""
     serving, owner = of(request)

@@ -27,7 +27,7 @@ TOGETHER = 8  # texts between which others may go on
 
 
 @router.post("/v1/embeddings")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     """One vector a text."""
     serving, owner = of(request)

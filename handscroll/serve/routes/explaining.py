@@ -26,7 +26,7 @@ router = APIRouter()
 
 
 @router.post("/v1/documents/{number}/explain")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def explain(
     number: Annotated[str, Path(max_length=64, description="the id of a document")],
     body: ExplainRequest,

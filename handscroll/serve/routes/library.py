@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 @router.post("/v1/documents/ask")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def ask(body: LibraryRequest, request: Request) -> Response:
     """An answer from several documents: read whole, or what does not fit by passages that a search finds."""
     serving, owner = of(request)
@@ -34,7 +34,7 @@ async def ask(body: LibraryRequest, request: Request) -> Response:
 
 
 @router.post("/v1/documents/search")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
     """The passages of some documents that belong to a query, the best first, with their places and scores."""
     serving, owner = of(request)

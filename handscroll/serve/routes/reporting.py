@@ -32,7 +32,7 @@ LOOK = 0.25  # seconds between two looks at how far it is
 
 
 @router.post("/v1/models/{name:path}/report")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def report(name: str, body: ReportRequest, request: Request) -> Response:
     """Needles and the loss by position: events with the tokens read so far, then one with the records."""
     serving, owner = of(request)

@@ -25,7 +25,7 @@ HELD = 0.5  # of a mark that must lie in the passages for them to hold it
 
 
 @router.post("/v1/documents/{number}/retrieval")
-@policy("key", answers=True)
+@policy("key", takes="answer")
 async def retrieval(
     number: Annotated[str, Path(max_length=64, description="the id of a document")],
     body: RetrievalRequest,

@@ -1,0 +1,165 @@
+"""Bodies that are held at once, and the places of counts, of followed readings and of files: none takes the others'."""
+
+import json
+import socket
+import threading
+
+import pytest
+
+from handscroll.search.passages import passages
+from handscroll.serve.admission import Admission
+from handscroll.serve.bodies import FREE, Bodies
+from handscroll.serve.documents import library
+from handscroll.serve.documents.library import Library
+from handscroll.serve.documents.shelf import Shelf
+from handscroll.serve.documents.vectors import Vectors
+from handscroll.serve.errors import ApiError
+from handscroll.serve.keys import Owner
+from handscroll.serve.prompts import Prompt
+from handscroll.serve.routes import tokens
+from handscroll.serve.settings import Limits
+from handscroll.serve.worker import Worker
+from handscroll.text.document import Document
+from tests.naming import naming
+from tests.serve import material
+from tests.serve.material import TEXT, connected
+
+ANN, BOB, EVE = (Owner(name, name, None) for name in "abe")
+LARGE = FREE + 60_000
+
+
+@pytest.fixture(scope="module")
+def small(served_models, tmp_path_factory):
+    """A server that holds little."""
+    limits = {"bodies": 200_000, "uploads": 200_000, "counting": 2, "watching": 2, "each": 4, "waiting": 4}
+    with material.live(tmp_path_factory.mktemp("places"), {"tiny": served_models["tiny"]}, limits=limits) as made:
+        yield made
+
+
+def posted(path: str, body: bytes, size: int = 0) -> bytes:
+    """A request whose body has `size` bytes, as far as it is sent."""
+    lines = f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"
+    return "\r\n".join((*lines, f"Content-Length: {size or len(body)}", "", "")).encode() + body
+
+
+def test_bodies_are_counted_as_they_come_and_given_back():
+    bodies = Bodies(100)
+    with bodies.arriving(ANN, 0) as first, bodies.arriving(ANN, FREE) as second, bodies.arriving(BOB, 0) as third:
+        first(FREE)
+        first(FREE + 40)
+        second(FREE + 10)
+        with pytest.raises(ApiError, match=naming("50")) as it:
+            second(FREE + 11)  # half of them belong to one key
+        assert it.value.status_code == 429 and int(it.value.headers["Retry-After"]) >= 1
+        third(FREE + 50)
+        with pytest.raises(ApiError, match=naming("100")), bodies.arriving(EVE, FREE + 1):
+            pass  # before a byte of it has come
+        with bodies.arriving(EVE, FREE) as small:
+            small(FREE)
+    with bodies.arriving(ANN, FREE + 300) as alone:
+        alone(FREE + 300)
+    assert bodies._held.total() == 0
+
+
+def test_large_bodies_are_refused_while_others_are_held_and_small_ones_are_taken(small):
+    with connected(small) as first:
+        first.sendall(posted("/v1/completions", b'{"model": "tiny", "prompt": "' + b"a" * (LARGE - 100), LARGE))
+        small.until(lambda: small.serving.bodies._held.total() > 50_000)
+        body = json.dumps({"model": "tiny", "prompt": "a" * LARGE, "max_tokens": 1})
+        for path in ("completions", "count", "tokenize", "detokenize", "documents/doc-0/read", "documents/doc-0/stop"):
+            made = small.http.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+            assert made.status_code == 429 and int(made.headers["retry-after"]) >= 1, (path, made.text)
+        for path in ("completions", "count"):
+            few = {"prompt": "a", "max_tokens": 1} if path == "completions" else {"text": "a"}
+            assert small.http.post(f"/v1/{path}", json={"model": "tiny"} | few).status_code == 200
+    small.until(lambda: small.serving.bodies._held.total() == 0)
+    made = small.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert made.status_code == 400, made.text  # only the context does not hold it
+
+
+def test_counts_have_places_of_their_own(small):
+    admission, owner = small.serving.admission, small.serving.keys.local
+    paths = [f"/v1/{name}" for name in ("count", "tokenize", "detokenize", "documents/doc-0/read")]
+    with admission.beside(owner, "count"), admission.beside(owner, "count"):
+        for path in paths:
+            made = small.http.post(path, content=b"{broken", headers={"Content-Type": "application/json"})
+            assert made.status_code == 429 and int(made.headers["retry-after"]) >= 1, path
+        made = small.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+        assert made.status_code == 200 and admission.open == 0
+    assert small.http.post("/v1/count", json={"model": "tiny", "text": "a"}).status_code == 200
+
+
+def test_long_counts_hold_up_no_answer_and_are_not_begun_for_who_has_gone(small, monkeypatch):
+    gate, begun = threading.Event(), []
+
+    def slow(served, body):
+        begun.append(body.text)
+        gate.wait(60)
+        return Prompt([1])
+
+    def count(text: str) -> socket.socket:
+        one = connected(small)
+        one.sendall(posted("/v1/count", json.dumps({"model": "tiny", "text": text}).encode()))
+        return one
+
+    monkeypatch.setattr(tokens, "_made", slow)
+    monkeypatch.setattr(small.serving.admission, "_limits", Limits(counting=9))
+    try:
+        with count("one"), count("two"):
+            small.until(lambda: sorted(begun) == ["one", "two"])
+            with count("three"):
+                small.until(lambda: small.serving.admission._beside.total() == 3)
+            small.until(lambda: small.serving.admission._beside.total() == 2)
+            made = small.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+            assert made.status_code == 200
+    finally:
+        gate.set()
+    monkeypatch.undo()
+    assert small.http.post("/v1/count", json={"model": "tiny", "text": "a"}).status_code == 200
+    assert sorted(begun) == ["one", "two"]
+
+
+def test_an_index_is_made_once_though_two_ask_for_it(tmp_path, monkeypatch):
+    shelf = Shelf(tmp_path, 9)
+    made, calls, again = Library(shelf, Vectors(shelf, Worker(), lambda: None)), [], threading.Event()
+    about = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
+    entry = shelf.add("ann", "a.txt", Document(TEXT, "a.txt"), about)
+    second = threading.Thread(target=lambda: made.passages(entry))
+
+    def cut(document):
+        calls.append(document)
+        if len(calls) == 1:
+            second.start()
+            again.wait(0.3)  # for the second, if it does not wait for the first
+        again.set()
+        return passages(document)
+
+    monkeypatch.setattr(library, "passages", cut)
+    made.passages(entry)
+    second.join(30)
+    assert len(calls) == 1
+
+
+def test_who_follows_a_reading_takes_no_place_of_an_answer(small):
+    number = small.http.post("/v1/documents", files={"file": ("a.txt", TEXT.encode())}).json()["id"]
+    material.read(small, number)
+    serving, asked = small.serving, {"question": "a", "max_tokens": 2}
+    with serving.admission.beside(serving.keys.local, "watch"), serving.admission.beside(serving.keys.local, "watch"):
+        assert small.http.get(f"/v1/documents/{number}/events").status_code == 429
+        assert serving.admission.open == 0
+        assert small.http.post(f"/v1/documents/{number}/ask", json=asked).status_code == 200
+    with serving.admission.answering(serving.keys.local, 4):
+        assert small.http.get(f"/v1/documents/{number}/events").text.endswith("data: [DONE]\n\n")
+
+
+def test_a_reading_that_is_followed_for_an_hour_makes_nobody_wait_longer():
+    now = [0.0]
+    admission = Admission(Limits(waiting=1, each=1), lambda: now[0])
+    with admission.beside(ANN, "watch"):
+        now[0] += 3600
+    with admission.answering(ANN), pytest.raises(ApiError) as it:
+        admission.check(BOB)
+    assert it.value.headers["Retry-After"] == "1"
+    admission.closing = True
+    with pytest.raises(ApiError, match="stopping"), admission.beside(ANN, "watch"):
+        pass
