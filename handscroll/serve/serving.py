@@ -48,7 +48,7 @@ class Serving:
         self.admission = Admission(self.settings.limits)
         self.bodies, self.uploads = Bodies(self.settings.limits.bodies), Bodies(self.settings.limits.uploads)
         self.shelf = Shelf(self.settings.store, self.settings.limits.documents)
-        self.readings = Readings(self.shelf, self.worker, self.settings)
+        self.readings = Readings(self.shelf, self.worker, self.settings, lambda: self.models.all)
         self.models = Models(self.settings, self.worker, self._ready)
         self._vectors = Vectors(self.shelf, self.worker, self.models.encoder)
         self.library = Library(self.shelf, self._vectors)
@@ -103,9 +103,8 @@ class Serving:
         self.library.forget(entry)
 
     def _ready(self, served: Served) -> None:
-        if served.engine is not None:
-            self.readings.resume(served)
-        elif served is self.models.encoder():
+        self.readings.resume(served)
+        if served is self.models.encoder():
             for entry in self.shelf.all():
                 self._vectors.begin(entry, self.library.passages)
 

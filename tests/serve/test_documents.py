@@ -11,13 +11,14 @@ import torch
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cache.reading.store import Store
-from handscroll.serve.documents import shelf
+from handscroll.serve.documents import readings, shelf
 from handscroll.serve.documents.asking import document_prompt
 from handscroll.serve.documents.eta import seconds_left
+from handscroll.serve.documents.readings import Readings
 from handscroll.serve.documents.shelf import Shelf, name_of
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import make_key
-from handscroll.serve.models import Served
+from handscroll.serve.models import Models, Served
 from handscroll.serve.schemas.chat import ChatMessage
 from handscroll.serve.settings import ModelSource
 from handscroll.text.document import Document
@@ -207,8 +208,6 @@ def test_after_delete_no_token_is_left_though_another_document_begins_alike(keye
 
 
 def test_a_reading_that_is_deleted_on_the_way_stops_and_leaves_nothing(keyed, monkeypatch):
-    from handscroll.serve.documents import readings
-
     monkeypatch.setattr(readings, "CHUNK", 4)
     made = keyed.http.post("/v1/documents", files={"file": ("way.txt", f"on the way {BOOK * 2}".encode())}).json()
     assert keyed.http.delete(f"/v1/documents/{made['id']}").status_code == 200
@@ -325,8 +324,6 @@ def test_a_reading_of_other_weights_is_said_and_read_again(served_models, tmp_pa
 
 
 def test_a_reading_that_a_stop_interrupted_goes_on(served_models, tmp_path, monkeypatch):
-    from handscroll.serve.documents import readings
-
     monkeypatch.setattr(readings, "CHUNK", 4)
     models = {"tiny": served_models["tiny"]}
     with material.live(tmp_path, models, room=200) as server:
@@ -339,6 +336,66 @@ def test_a_reading_that_a_stop_interrupted_goes_on(served_models, tmp_path, monk
     with material.live(tmp_path, models, room=200) as server:
         assert read(server, number)["readings"]["tiny"]["state"] == "read"
         ask(server, number, "What is the word?")
+
+
+@pytest.mark.parametrize("name", ["another", "broken"])
+def test_a_document_whose_model_does_not_come_back_is_stopped(served_models, tmp_path, name):
+    """Its model is not served any more, or could not be loaded."""
+    models = {"tiny": served_models["tiny"], "second": served_models["tiny"]}
+    with material.live(tmp_path / "store", models, room=200) as server:
+        number = uploaded(server, "book.txt", BOOK.encode())["id"]
+        left(server, number, "second")
+        left(server, number, "tiny")
+    given = {"another": served_models["tiny"]} | ({"tiny": tmp_path / "broken"} if name == "broken" else {})
+    with material.live(tmp_path / "store", given, room=200) as server:
+        about = server.http.get(f"/v1/documents/{number}").json()
+        assert {one["state"] for one in about["readings"].values()} == {"stopped"}
+        assert server.http.get(f"/v1/documents/{number}/events").text.endswith("data: [DONE]\n\n")
+        for model, status in (("tiny", 200), ("second", 200), ("third", 404)):
+            assert server.http.post(f"/v1/documents/{number}/stop", json={"model": model}).status_code == status
+    with material.live(tmp_path / "store", models, room=200) as server:
+        about = server.http.get(f"/v1/documents/{number}").json()  # whoever comes back does not go on
+        assert {one["state"] for one in about["readings"].values()} == {"stopped"}
+
+
+def left(server, number: str, model: str) -> None:
+    """What a server leaves that is killed while a document is read."""
+    (entry,) = (one for one in server.serving.shelf.all() if one.number == number)
+    entry.readings[model] = {"state": "reading", "tokens": 9}
+    server.serving.shelf.save(entry)
+
+
+def test_a_document_is_stopped_while_its_model_is_loaded(served_models, tmp_path, monkeypatch):
+    models, made = {"tiny": served_models["tiny"]}, list[Readings]()
+    with material.live(tmp_path, models, room=200) as server:
+        number = uploaded(server, "book.txt", BOOK.encode())["id"]
+        left(server, number, "tiny")
+    begin, load = Readings.__init__, Models._make
+
+    def beginning(self, *given):
+        made.append(self)
+        begin(self, *given)
+
+    def loading(self, served):
+        (entry,) = made[0]._shelf.all()
+        assert made[0].progress(entry)["tiny"]["state"] == "reading"
+        made[0].stop(entry, "tiny")
+        load(self, served)
+
+    monkeypatch.setattr(Readings, "__init__", beginning)
+    monkeypatch.setattr(Models, "_make", loading)
+    with material.live(tmp_path, models, room=200) as server:
+        assert server.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"]["state"] == "stopped"
+        assert server.serving.readings.waiting == 0
+
+
+def test_a_reading_that_fails_in_any_way_says_so(keyed, monkeypatch):
+    def fail(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(readings, "read", fail)
+    made = uploaded(keyed, "large.txt", f"no memory {BOOK}".encode())
+    assert made["readings"]["tiny"]["state"] == "failed" and "Memory" in made["readings"]["tiny"]["error"]
 
 
 def slow(server, monkeypatch) -> None:

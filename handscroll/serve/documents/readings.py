@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from handscroll.serve.models import Served
 from handscroll.serve.settings import ServeSettings
 from handscroll.serve.worker import Worker
 
+GOING = ("waiting", "reading")  # states of a reading that has not ended
 CHUNK = 256  # tokens that are read before others may go on
 OPENED = 32  # readings that are kept open; opening one checks the hashes of its files
 _log = logging.getLogger("handscroll.serve")
@@ -83,10 +84,13 @@ class Progress:
 
 
 class Readings:
-    """What is read, was read, and waits to be read."""
+    """What is read, was read, and waits to be read. `models` gives those that are served, by their names."""
 
-    def __init__(self, shelf: Shelf, worker: Worker, settings: ServeSettings):
-        self._shelf, self._worker, self._settings = shelf, worker, settings
+    def __init__(
+        self, shelf: Shelf, worker: Worker, settings: ServeSettings, models: Callable[[], Mapping[str, Served]]
+    ):
+        self._shelf, self._worker, self._settings, self._models = shelf, worker, settings, models
+        self._resumed = set[str]()  # models whose unread documents were taken up again
         self._going: dict[tuple[Entry, str], Progress] = {}
         self._opened: OrderedDict[tuple[str, str], tuple[Reading, Document | None]] = OrderedDict()
         self._usual: dict[str, float] = {}  # seconds of a token, by model
@@ -102,16 +106,19 @@ class Readings:
         return Store(self._settings.store / "readings", owner, self._settings.readings)
 
     def resume(self, served: Served) -> None:
-        """Read on what an earlier server left unread by this model."""
-        for entry in self._shelf.all():
-            if entry.readings.get(served.name, {}).get("state") in ("waiting", "reading"):
+        """Read on what an earlier server left unread by this model, if it writes text."""
+        for entry in self._shelf.all() if served.engine is not None else ():
+            if entry.readings.get(served.name, {}).get("state") in GOING:
                 try:
-                    self.begin(entry, served)
-                except HandscrollError as error:
-                    self._mark(entry, served, {"state": "failed", "error": str(error)})
+                    self.begin(entry, served, resumed=True)
+                except (HandscrollError, RuntimeError, OSError, MemoryError) as error:
+                    self._mark(entry, served, {"state": "failed", "error": _said(error)})
+        self._resumed.add(served.name)
 
-    def begin(self, entry: Entry, served: Served) -> int:
+    def begin(self, entry: Entry, served: Served, resumed: bool = False) -> int:
         """Let a model read a document; nothing happens if it does already. Returns how many tokens will be read.
+
+        One that is `resumed` and was stopped meanwhile stays so.
 
         Raises:
             ApiError: the model is not ready or writes no text. CheckpointError: the text is missing.
@@ -133,17 +140,26 @@ class Readings:
         with self._lock:
             if entry.gone or (entry, served.name) in self._going:
                 return 0
+            if resumed and entry.readings.get(served.name, {}).get("state") not in GOING:
+                return 0
             self._going[entry, served.name] = progress
         self._mark(entry, served, {"state": "waiting", "tokens": total})
         left = total - self._kept(progress)
         progress.future = self._worker.begin(lambda: self._read(progress))
         return left
 
-    def stop(self, entry: Entry, served: Served) -> None:
-        """Stop reading a document; what was read is kept, and `begin` goes on from there."""
+    def stop(self, entry: Entry, name: str) -> None:
+        """Stop reading a document by the model of that name; what was read is kept, and `begin` goes on from there.
+
+        The model may be one that is not loaded yet, or is not served any more.
+        """
         with self._lock:
-            progress = self._going.get((entry, served.name))
+            progress = self._going.get((entry, name))
+            state = entry.readings.get(name, {})
+            if progress is None and state.get("state") in GOING:
+                entry.readings[name] = state | {"state": "stopped"}
         if progress is None:
+            self._shelf.save(entry)
             return
         progress.halt.set()
         if progress.cancel():
@@ -173,13 +189,24 @@ class Readings:
         return self.store(entry.owner).kept(of, ids)
 
     def progress(self, entry: Entry) -> dict[str, Any]:
-        """The readings of a document, by model, with how far those are that go on."""
-        told = {model: dict(one) for model, one in entry.readings.items()}
+        """The readings of a document, by model, with how far those are that go on.
+
+        What nobody reads and nobody will take up again, since its model is not served any more, is stopped.
+        """
         with self._lock:
-            going = [(model, one) for (which, model), one in self._going.items() if which is entry]
-        for model, one in going:
+            told = {model: dict(one) for model, one in entry.readings.items()}
+            going = {model: one for (which, model), one in self._going.items() if which is entry}
+        for model, one in going.items():
             told.setdefault(model, {})["progress"] = one.record(self._usual.get(model))
+        for model, state in told.items():
+            if state.get("state") in GOING and model not in going and not self._comes(model):
+                state["state"] = "stopped"
         return told
+
+    def _comes(self, name: str) -> bool:
+        """Whether the model of that name will still take up what an earlier server left, or the next server may."""
+        served = self._models().get(name)
+        return self._worker.stopping or (served is not None and served.state != "failed" and name not in self._resumed)
 
     def opened(self, entry: Entry, served: Served) -> tuple[Reading, Document | None]:
         """A saved reading for questions, and the document as the template holds it (None: plain text).
@@ -295,9 +322,9 @@ class Readings:
             _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
         except Stopped:
             pass
-        except (HandscrollError, RuntimeError, OSError) as error:
-            _log.error("a document could not be read: %s", error)
-            self._leave(progress, {"state": "failed", "tokens": progress.total, "error": str(error)})
+        except Exception as error:  # noqa: BLE001 - whatever it is, the document must not seem to be read for ever
+            _log.error("a document could not be read: %s", _said(error))
+            self._leave(progress, {"state": "failed", "tokens": progress.total, "error": _said(error)})
         finally:
             self._leave(progress)
 
@@ -320,6 +347,10 @@ class Readings:
 def name_of(entry: Entry, served: Served) -> str:
     """The name of a reading in the store: the document and the model."""
     return f"{entry.number}.{hashlib.sha256(served.name.encode()).hexdigest()[:12]}"
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _read_with(wrong: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
 from handscroll.serve.documents.choosing import one_prompt, wish_of, writer
+from handscroll.serve.documents.readings import GOING
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.policy import policy
@@ -107,8 +108,10 @@ async def read(number: Number, body: ReadRequest, request: Request) -> dict[str,
 async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str, Any]:
     """Stop the reading of a document within a piece of work; what was read is kept, and /read goes on from there."""
     serving, owner = of(request)
-    entry, served = serving.shelf.get(owner.number, number), serving.models.find(body.model)
-    await serving.prepare(partial(serving.readings.stop, entry, served))
+    entry = serving.shelf.get(owner.number, number)
+    if body.model not in entry.readings:
+        serving.models.find(body.model)  # refuses a name that stands for no model
+    await serving.prepare(partial(serving.readings.stop, entry, body.model))
     return told(serving, entry)
 
 
@@ -151,6 +154,6 @@ async def _changes(serving: Serving, entry: Entry) -> AsyncGenerator[dict[str, A
         if now != last:
             yield now
             last = now
-        if not any(one.get("state") in ("waiting", "reading") for one in now["readings"].values()):
+        if not any(one.get("state") in GOING for one in now["readings"].values()):
             return
         await asyncio.sleep(LOOK)
