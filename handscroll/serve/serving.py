@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
@@ -56,6 +57,7 @@ class Serving:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="handscroll-prepare")
         self._counting = ThreadPoolExecutor(2, thread_name_prefix="handscroll-count")
         self._files = ThreadPoolExecutor(2, thread_name_prefix="handscroll-files")
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()  # each lives for as long as a request holds it
         self._beat: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -84,6 +86,10 @@ class Serving:
     async def open_file(self, work: Callable[[], T]) -> T:
         """The same for uploaded files, which may take minutes and keep no question waiting."""
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
+
+    def turn(self, owner: Owner) -> asyncio.Lock:
+        """What lets one file of an owner at a time be opened, so that the files of others need not wait for all his."""
+        return self._turns.setdefault(owner.number, asyncio.Lock())
 
     def begin(self, entry: Entry, served: Served) -> int:
         """Let a model read a document that has just arrived, and an encoder its passages, if one is served.

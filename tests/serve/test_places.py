@@ -3,9 +3,11 @@
 import json
 import socket
 import threading
+from contextlib import ExitStack
 
 import pytest
 
+from handscroll.base.errors import DataError
 from handscroll.search.passages import passages
 from handscroll.serve.admission import Admission
 from handscroll.serve.bodies import FREE, Bodies
@@ -14,9 +16,9 @@ from handscroll.serve.documents.library import Library
 from handscroll.serve.documents.shelf import Shelf
 from handscroll.serve.documents.vectors import Vectors
 from handscroll.serve.errors import ApiError
-from handscroll.serve.keys import Owner
+from handscroll.serve.keys import Owner, make_key
 from handscroll.serve.prompts import Prompt
-from handscroll.serve.routes import tokens
+from handscroll.serve.routes import documents, tokens
 from handscroll.serve.settings import Limits
 from handscroll.serve.worker import Worker
 from handscroll.text.document import Document
@@ -138,6 +140,74 @@ def test_an_index_is_made_once_though_two_ask_for_it(tmp_path, monkeypatch):
     made.passages(entry)
     second.join(30)
     assert len(calls) == 1
+
+
+@pytest.fixture
+def opening(monkeypatch):
+    """Files of which those that are called slow are opened when the gate is."""
+    gate, opened, usual = threading.Event(), list[str](), documents.arrive
+
+    def open_it(shelf, owner, name, *given):
+        opened.append(name)
+        if name.startswith("slow"):
+            gate.wait(60)
+        return usual(shelf, owner, name, *given)
+
+    monkeypatch.setattr(documents, "arrive", open_it)
+    yield gate, opened
+    gate.set()
+
+
+def sending(server, name: str) -> socket.socket:
+    """A connection on which a file was sent."""
+    body = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n{TEXT}\r\n--x--\r\n'.encode()
+    lines = "POST /v1/documents HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.key}"
+    lines = *lines, "Content-Type: multipart/form-data; boundary=x", f"Content-Length: {len(body)}"
+    one = connected(server)
+    one.sendall("\r\n".join((*lines, "", "")).encode() + body)
+    return one
+
+
+def test_a_file_whose_sender_has_gone_is_not_kept(small, opening):
+    gate, opened = opening
+    before = small.http.get("/v1/documents").json()["data"]
+    with sending(small, "slow.txt"):
+        small.until(lambda: opened == ["slow.txt"])
+        with sending(small, "slow-two.txt"):  # it waits for its turn
+            small.until(lambda: small.serving.admission.open == 2)
+        small.until(lambda: small.serving.admission.open == 1)
+    small.http.get("/health")  # by its answer the server has seen that both have gone
+    gone = small.serving.metrics._gone._value.get()
+    gate.set()
+    small.until(lambda: small.serving.admission.open == 0 and small.serving.metrics._gone._value.get() == gone + 1)
+    assert small.http.get("/v1/documents").json()["data"] == before and opened == ["slow.txt"]
+    assert small.serving.readings.waiting == 0 and not small.serving._turns
+
+
+def test_a_file_that_cannot_be_read_after_it_came_is_not_kept(small, monkeypatch):
+    def refuse(entry, served):
+        raise DataError("the template refuses it")
+
+    before = small.http.get("/v1/documents").json()["data"]
+    monkeypatch.setattr(small.serving.readings, "begin", refuse)
+    made = small.http.post("/v1/documents", files={"file": ("a.txt", TEXT.encode())})
+    assert made.status_code == 400 and "refuses it" in made.json()["error"]["message"], made.text
+    assert small.http.get("/v1/documents").json()["data"] == before
+
+
+def test_the_files_of_one_key_do_not_hold_up_those_of_another(served_models, tmp_path, opening):
+    keys = {name: make_key(tmp_path / "keys.toml", name) for name in ("ann", "bob")}
+    given = {"keys": tmp_path / "keys.toml", "room": 200}
+    with material.live(tmp_path / "store", {"tiny": served_models["tiny"]}, keys["ann"], **given) as server:
+        bob = server.as_owner(keys["bob"])
+        with ExitStack() as slow:
+            for number in range(4):
+                slow.enter_context(sending(server, f"slow-{number}.txt"))
+            server.until(lambda: server.serving.admission.open == 4)
+            made = bob.http.post("/v1/documents", files={"file": ("quick.txt", TEXT.encode())}, timeout=20)
+            assert made.status_code == 201 and len(opening[1]) == 2, made.text
+        opening[0].set()
+        server.until(lambda: server.serving.admission.open == 0 and not server.serving._turns)
 
 
 def test_who_follows_a_reading_takes_no_place_of_an_answer(small):

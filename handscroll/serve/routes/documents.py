@@ -1,7 +1,7 @@
 """/v1/documents: upload, list, follow the reading, ask, delete. A document of another owner does not exist."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any
@@ -14,14 +14,15 @@ from handscroll.serve.documents.arriving import arrive
 from handscroll.serve.documents.choosing import one_prompt, wish_of, writer
 from handscroll.serve.documents.readings import GOING
 from handscroll.serve.documents.shelf import Entry
-from handscroll.serve.errors import ApiError
+from handscroll.serve.errors import ApiError, ClientGoneError
+from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.routes.chat import answer, completed
 from handscroll.serve.routes.retrieval import check_alone, compared
 from handscroll.serve.schemas.chat import AskRequest, ChatMessage
 from handscroll.serve.schemas.documents import ReadRequest
 from handscroll.serve.serving import Serving, of
-from handscroll.serve.streaming import Events
+from handscroll.serve.streaming import Events, until_gone
 
 router = APIRouter()
 Number = Annotated[str, Path(max_length=64, description="the id of a document")]
@@ -47,9 +48,34 @@ async def upload(
     limits = serving.settings.limits
     work = partial(arrive, serving.shelf, owner.number, file.filename or "", file.file, limits)
     with place(serving, owner, 1):
-        entry = await serving.open_file(work)
-        serving.admission.use(owner, await serving.open_file(partial(serving.begin, entry, served)))
+        turn = serving.turn(owner)
+        await until_gone(request.receive, turn.acquire())
+        try:
+            entry = await _arrived(request, served, work)
+        finally:
+            turn.release()
     return told(serving, entry)
+
+
+async def _arrived(request: Request, served: Served, work: Callable[[], Entry]) -> Entry:
+    """The document that an uploaded file became, which the model reads; nothing is kept for a client that has gone.
+
+    Raises:
+        ClientGoneError: it has. The errors are those of `arrive` and `Readings.begin`.
+    """
+    serving, owner = of(request)
+    entry = await serving.open_file(work)
+    try:
+        if await request.is_disconnected():
+            raise ClientGoneError
+        tokens = await serving.open_file(partial(serving.begin, entry, served))
+        if await request.is_disconnected():
+            raise ClientGoneError
+    except Exception:
+        await serving.delete(entry)
+        raise
+    serving.admission.use(owner, tokens)
+    return entry
 
 
 @router.get("/v1/documents")
