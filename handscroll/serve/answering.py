@@ -4,9 +4,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from handscroll.evaluate.certificate import Certificate, certify, together
+from handscroll.generate.engine.job import Job
 from handscroll.generate.request import Request
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner
@@ -114,13 +116,18 @@ class Answering:
         return found[0] if len(found) == 1 else together(found)
 
     def _cached(self) -> int:
-        """Tokens of the prompts that were not read for these answers; the first answer reads for all of its prompt."""
+        """Tokens of the prompts that were not read for these answers."""
+        return sum(job.reused for job in self._readers())
+
+    def _read(self) -> int:
+        """Tokens of the prompts that were read for these answers so far: of one that was given up, perhaps none."""
+        return sum(min(job.read, job.asked - job.reused) for job in self._readers())
+
+    def _readers(self) -> list[Job]:
+        """The first job of each prompt, which reads for all of its answers."""
         jobs = [] if self._stream is None else self._stream.jobs
-        found, first = 0, 0
-        for one in self.asked:
-            found += jobs[first].reused if first < len(jobs) else 0
-            first += len(one.requests)
-        return found
+        firsts = accumulate((len(one.requests) for one in self.asked), initial=0)
+        return [jobs[first] for first in firsts if first < len(jobs)]
 
     def _wanted(self) -> tuple[list[Wanted], list[Thinking | None]]:
         """The requests for the engine, and what tells apart thinking and text in each answer."""
@@ -135,12 +142,11 @@ class Answering:
                 listening.append(thinking)
         return wanted, listening
 
-    def settle(self) -> None:
-        """Count what was read and written."""
-        prompt = sum(len(one.prompt.ids) for one in self.asked)
-        cached = self._cached()
-        self.serving.metrics.tokens(self.served.name, prompt, cached, self.new)
-        self.serving.admission.use(self.owner, prompt - cached + self.new)
+    def settle(self, scored: int = 0) -> None:
+        """Count what was read and written, and `scored` tokens of prompts for which there was no job."""
+        read, cached = scored + self._read(), self._cached()
+        self.serving.metrics.tokens(self.served.name, read + cached, cached, self.new)
+        self.serving.admission.use(self.owner, read + self.new)
 
 
 async def whole(answering: Answering) -> list[list[Said]]:

@@ -57,6 +57,33 @@ def test_what_nobody_waits_for_is_free_within_a_second(server, stream, n):
     assert made.choices[0].text == again.choices[0].text
 
 
+def test_an_answer_that_was_given_up_is_charged_what_was_read_of_its_prompt(server, monkeypatch):
+    charged = []
+    monkeypatch.setattr(server.serving.admission, "use", lambda owner, tokens: charged.append(tokens))
+    prompt, gate = "a beginning of its own " + TEXT * 12, threading.Event()
+    whole = server.openai.completions.create(model="tiny", prompt=prompt, max_tokens=3)
+    assert charged == [whole.usage.prompt_tokens + whole.usage.completion_tokens]
+    server.openai.completions.create(model="tiny", prompt=prompt, max_tokens=0, logprobs=1, extra_body={"echo": True})
+    assert charged[1:] == [whole.usage.prompt_tokens]
+    server.serving.worker.post(lambda: gate.wait(30))
+    with sent(server, {"prompt": f"another {prompt}", "max_tokens": 3}):
+        server.until(lambda: server.serving.admission.open == 1)
+    server.until(lambda: server.serving.admission.open == 0)
+    gate.set()
+    server.until(lambda: idle(server))
+    assert sum(charged[2:]) == 0
+    real = server.engine._read_chunk
+
+    def once(*given):
+        real(*given)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(server.engine, "_read_chunk", once)
+    made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": f"a third {prompt}"})
+    assert made.status_code == 500 and 0 <= charged[-1] <= 256 < whole.usage.prompt_tokens
+    server.until(lambda: idle(server))
+
+
 @pytest.mark.promise("R28")
 def test_more_than_there_are_places_for_are_told_to_wait_and_it_recovers(server):
     statuses = []

@@ -35,7 +35,8 @@ class Job:
     values of tokens before .. done - 1 lie in the blocks that are `held`, of each space of the pool: those of full
     layers first.
 
-    `reused` tokens of the prompt, those of the reading included, were not read for it.
+    `reused` tokens of the prompt, those of the reading included, were not read for it; `read` tokens of it were so far,
+    those twice that were read again.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Job:
     before: int = field(init=False)
     done: int = field(init=False)
     reused: int = field(init=False)
+    read: int = 0
     served: int = 0  # the step in which it was last read for, or submitted
     held: list[Held] = field(default_factory=lambda: [Held()])
     there: There | None = None

@@ -87,6 +87,7 @@ class Scheduler:
 
     def advance(self, job: Job, last: int) -> None:
         """Record that the job's tokens before `last` were read: its full blocks may be shared from now on."""
+        job.read += max(0, min(last, job.asked) - job.done)
         job.done = last
         end = last - job.before
         if self.fixed:

@@ -49,7 +49,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         if all(one is not None and one.whole for one in known):
             said: list[list[Said]] = [one.said for one in known if one is not None]
             answering.new = sum(map(len, said))
-            answering.settle()
+            answering.settle(sum(len(one.prompt.ids) for one in asked))
         else:
             said = await until_gone(request.receive, whole(answering))
         return JSONResponse(await serving.prepare(partial(_completion, answering, body, said, known)))
