@@ -1,7 +1,8 @@
 """The thread that computes: one for all models, so that they do not fight for the processors.
 
 Between two steps of the engines it runs what it was called for: requests to submit or to cancel, vectors of a few
-texts. A long work, such as reading a document, runs in pieces, and lets the others go on between them (`breathe`).
+texts. A long work, such as reading a document, runs in pieces, and lets the others go on between them (`breathe`). One
+that may take hours lets long works that a request waits for have their turns, too (`give_way`).
 """
 
 import asyncio
@@ -79,6 +80,7 @@ class Worker:
     def __init__(self) -> None:
         self._calls: deque[Callable[[], None]] = deque()
         self._long: deque[Callable[[], None]] = deque()
+        self._awaited: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._engines: list[Engine] = []
         self._streams: dict[Job, tuple[Stream, int]] = {}
@@ -117,8 +119,8 @@ class Worker:
         return self._add(self._long, work)
 
     async def long(self, work: Callable[[], T]) -> T:
-        """`begin`, and wait for what it gives."""
-        return await asyncio.wrap_future(self.begin(work))
+        """`begin`, and wait for what it gives; it has its turn before those works that nobody waits for are done."""
+        return await asyncio.wrap_future(self._add(self._awaited, work))
 
     def add(self, engine: Engine) -> None:
         """Step this engine from now on."""
@@ -157,6 +159,11 @@ class Worker:
         while not self._ended and time.monotonic() < end and self._step():
             self._run_calls()
 
+    def give_way(self) -> None:
+        """From within a long work that nobody waits for: run one that somebody waits for, if there is any."""
+        if self._awaited and not self._ended:
+            self._awaited.popleft()()
+
     def _add(self, queue: deque[Callable[[], None]], work: Callable[[], object]) -> "Future[Any]":
         future: Future[Any] = Future()
 
@@ -176,14 +183,15 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._ended or self._calls or self._long or self._busy()):
+                while not (self._ended or self._calls or self._awaited or self._long or self._busy()):
                     self._changed.wait()
             if self._ended:
                 return
             self._run_calls()
             self._step()
-            if self._long:
-                self._long.popleft()()
+            for queue in (self._awaited, self._long):
+                if queue and not self._ended:
+                    queue.popleft()()
 
     def _run_calls(self) -> None:
         while self._calls:

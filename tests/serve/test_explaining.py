@@ -9,6 +9,7 @@ import handscroll
 from handscroll.cache.reading.store import Store
 from handscroll.explain.why import Explaining, explain
 from handscroll.generate.ask import Question
+from handscroll.serve.documents import readings
 from tests.serve import material
 from tests.serve.material import TEXT
 
@@ -125,6 +126,33 @@ def test_a_document_that_waits_is_deleted_at_once(live):
         number = given(live, "waiting.txt")
         assert live.http.delete(f"/v1/documents/{number}", timeout=5).json()["deleted"] is True
         assert live.serving.readings.waiting == 0
+
+
+def test_what_somebody_waits_for_does_not_wait_for_a_document(live, monkeypatch):
+    """While a document is read: an explanation, and a long prompt that is scored."""
+    gate, worker, turns = threading.Event(), live.serving.worker, []
+    usual, known = worker.give_way, read(live)
+
+    def give_way():
+        turns.append(len(turns))
+        if len(turns) <= 2:
+            live.until(lambda: worker._awaited)
+        else:
+            gate.wait(30)
+        usual()
+
+    monkeypatch.setattr(worker, "give_way", give_way)
+    monkeypatch.setattr(readings, "CHUNK", 64)
+    number = given(live, "hours.txt", "A beginning that takes hours.\n" + TEXT * 12)
+    try:
+        body = {"model": "tiny", "question": "What is the word?", "answer": "walnut", "tried": 1}
+        assert live.http.post(f"/v1/documents/{known}/explain", json=body, timeout=20).status_code == 200
+        body = {"model": "tiny", "prompt": TEXT * 15, "echo": True, "logprobs": 1, "max_tokens": 0}
+        assert live.http.post("/v1/completions", json=body, timeout=20).status_code == 200
+        assert state(live, number)["state"] == "reading"
+    finally:
+        gate.set()
+    live.until(lambda: state(live, number)["state"] == "read")
 
 
 def test_a_stopped_reading_outlives_another_document_and_not_its_own(live, monkeypatch):

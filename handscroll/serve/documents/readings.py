@@ -288,6 +288,7 @@ class Readings:
             progress.chunks.append((first, done, now - last))
             self._check(progress)
             self._worker.breathe(now - last)
+            self._worker.give_way()
             self._check(progress)
             last = time.monotonic()
 
