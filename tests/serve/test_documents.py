@@ -109,6 +109,23 @@ def test_every_kind_of_file_becomes_text_with_its_places(keyed, tmp_path):
     assert [place["name"] for place in found[".jsonl"]["places"]] == ["line 1", "line 2"]
 
 
+def test_the_rows_of_a_table_are_shown_together_and_cited_one_by_one(keyed):
+    rows = [f"the key of room {number} hangs at hook {number * 7919 % 1000}" for number in range(400)]
+    rows[333] = "the walnut stands in the cellar"
+    number = uploaded(keyed, "keys.csv", "\n".join(["text", *rows]).encode())["id"]
+    found = keyed.http.get(f"/v1/documents/{number}/text").json()
+    text, starts = found["text"], [place["start"] for place in found["places"]]
+    sizes = [end - start for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    assert starts[0] == 0 and max(sizes) < 2100 and len(starts) < len(text) / 1900 + 1
+    assert found["places"][0]["name"].startswith("line 2 to line ") and found["places"][-1]["name"].endswith(
+        " line 401"
+    )
+    body = {"query": "Where does the walnut stand?", "documents": [number], "count": 1}
+    (hit,) = keyed.http.post("/v1/documents/search", json=body).json()["data"]
+    first, last = (int(word) for word in hit["place"].replace("line ", "").split(" to "))
+    assert first <= 335 <= last < first + 30 and rows[333] in hit["text"]
+
+
 @pytest.mark.parametrize(("name", "data", "status", "said"), [
     ("a.exe", b"MZ", 415, "unknown suffix"),
     ("a.txt", b"", 422, "empty"),

@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> None:
 def extracted(file: Path) -> dict[str, Any]:
     """The text of a file, its places and what was left out of it; or the error."""
     from handscroll.base.errors import HandscrollError
+    from handscroll.serve.documents.rows import row
     from handscroll.text.readers import read
 
     notes = _Notes()
@@ -54,9 +55,8 @@ def extracted(file: Path) -> dict[str, Any]:
     else:  # lines or rows, each a document of its own
         text, places = "", []
         for one in found:
-            places.append([len(text), one.source.rpartition(":")[2]])
+            places.append([len(text), row(one.source.rpartition(":")[2])])
             text += one.text + "\n\n"
-        places = [[start, f"line {name}"] for start, name in places]
     return {"text": text, "places": places, "notes": [_named(line, file) for line in notes.lines]}
 
 

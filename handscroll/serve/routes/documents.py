@@ -13,6 +13,7 @@ from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
 from handscroll.serve.documents.choosing import one_prompt, wish_of, writer
 from handscroll.serve.documents.readings import GOING
+from handscroll.serve.documents.rows import together
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.models import Served
@@ -108,12 +109,16 @@ async def events(number: Number, request: Request) -> Response:
 @router.get("/v1/documents/{number}/text")
 @policy("key")
 async def text(number: Number, request: Request) -> dict[str, Any]:
-    """The text of a document, with its pages or chapters."""
+    """The text of a document, with its pages or chapters; the short rows of a long table are joined."""
     serving, owner = of(request)
     entry = serving.shelf.get(owner.number, number)
-    document = await serving.prepare(partial(serving.shelf.text, entry))
-    places = [{"start": place.start, "name": place.name} for place in document.places]
-    return {"id": entry.number, "name": entry.name, "text": document.text, "places": places}
+
+    def shown() -> dict[str, Any]:
+        document = serving.shelf.text(entry)
+        places = [place._asdict() for place in together(document.places)]
+        return {"id": entry.number, "name": entry.name, "text": document.text, "places": places}
+
+    return await serving.prepare(shown)
 
 
 @router.post("/v1/documents/{number}/read", status_code=202)
