@@ -323,7 +323,7 @@ class Readings:
             _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
         except Stopped:
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the document must not seem to be read for ever
+        except (HandscrollError, RuntimeError, OSError, MemoryError) as error:
             _log.error("a document could not be read: %s", _said(error))
             self._leave(progress, {"state": "failed", "tokens": progress.total, "error": _said(error)})
         finally:

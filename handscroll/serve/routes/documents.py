@@ -65,16 +65,17 @@ async def _arrived(request: Request, served: Served, work: Callable[[], Entry]) 
         ClientGoneError: it has. The errors are those of `arrive` and `Readings.begin`.
     """
     serving, owner = of(request)
-    entry = await serving.open_file(work)
+    entry, kept = await serving.open_file(work), False
     try:
         if await request.is_disconnected():
             raise ClientGoneError
         tokens = await serving.open_file(partial(serving.begin, entry, served))
         if await request.is_disconnected():
             raise ClientGoneError
-    except Exception:
-        await serving.delete(entry)
-        raise
+        kept = True
+    finally:
+        if not kept:
+            await serving.delete(entry)
     serving.admission.use(owner, tokens)
     return entry
 
