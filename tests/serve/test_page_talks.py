@@ -40,15 +40,20 @@ def pressed(page, question: str) -> None:
 
 
 def test_stop_ends_the_answer_that_is_written_and_not_the_question_behind_it(watched, live, monkeypatch):
-    page = watched.page
+    page, held = watched.page, []
+
+    def hold_the_first(route) -> None:
+        if held:
+            route.continue_()
+        held.append(route)
+
     with unread(live, page, monkeypatch, "stop.md", "Of its own.\n" + SHIP * 8) as gate:
         pressed(page, "The first?")
         pressed(page, "The second?")
         page.wait_for_selector(".turn >> nth=1")
-        page.route("**/v1/chat/completions", lambda route: None)
+        page.route("**/v1/chat/completions", hold_the_first)
         gate.set()
         page.wait_for_selector(".composer .stopping")
-        page.unroute("**/v1/chat/completions")
         page.click(".composer .stopping")
         page.wait_for_selector(".turn:first-child :text('Stopped by you.')")
         page.wait_for_selector(".turn:last-child .contract")
