@@ -21,6 +21,7 @@ from handscroll.data.stream import Stream
 from handscroll.models.model import Model
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.objective import Objective
+from handscroll.train.parallel.shard import reshard
 from handscroll.train.parallel.watch import watched
 from handscroll.train.regularise import add_penalty
 from handscroll.train.run import Run, averaged, save_best, settle
@@ -200,7 +201,9 @@ def _validated(run: Run, validate: Validate) -> float:
     progress, loop = run.progress, run.loop
     run.model.eval()
     with averaged(run):
-        loss = validate(run.model)
+        found = validate(run.model)
+        reshard(run.model)
+        loss = run.world.of_first(lambda: found)  # the ranks' own losses may differ in a bit, and their decisions then
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.bad = loss, progress.step, 0
             if loop.patience:

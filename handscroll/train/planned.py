@@ -15,7 +15,7 @@ from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import chosen, gigabytes
-from handscroll.plan.machine import peak_bytes, resident_bytes, this_machine
+from handscroll.plan.machine import Machine, peak_bytes, resident_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.probe import calibrate
@@ -77,7 +77,8 @@ def planned(
     The run folder keeps the chosen settings. When the run resumes, `auto` chooses the same again if they still fit, and
     if ranks that now share the tokens of a row can use them.
     Ranks on one machine share its memory evenly. Each is planned for its part of the rows and tokens, but with whole
-    weights, so sharding uses less memory than planned.
+    weights, so sharding uses less memory than planned. The first rank plans for the least of what any rank has, and all
+    ranks take its settings or its refusal.
 
     The recurrent strategy is planned as the plain step of one chunk, because it keeps no more than that.
 
@@ -90,8 +91,25 @@ def planned(
     """
     check_sharing(memory, world)
     gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else None
-    machine = this_machine(folder, torch.get_num_threads(), gpu)
-    machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
+    machine = _least(this_machine(folder, torch.get_num_threads(), gpu), world)
+    found = world.of_first(lambda: _planned(memory, workloads, folder, world, machine, tell))
+    if found.plan.refusal and not force:
+        raise CapacityError(f"{found.plan.refusal}; or start it anyway with --force")
+    if world.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        found.write({})
+    return found
+
+
+def _planned(
+    memory: Memory,
+    workloads: Sequence[Workload],
+    folder: Path,
+    world: World,
+    machine: Machine,
+    tell: Callable[[str], None] | None,
+) -> Planned:
+    """The settings that one rank chooses for all of them."""
     kept = _kept(folder)
     if memory.strategy == "auto" and kept is not None and (kept.chunk or world.context == 1):
         again = plan([_part(_with(one, kept), world) for one in workloads], machine)
@@ -99,7 +117,7 @@ def planned(
             memory = kept
     if memory.strategy == "recurrent":
         short = [one.changed(length=min(one.length, memory.chunk), strategy="plain") for one in workloads]
-        return _written(Planned(memory, plan(short, machine), folder), world, force)
+        return Planned(memory, plan(short, machine), folder)
     if world.context > 1:  # ranks share the tokens of a chunk, so a chunk is needed
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})
     made = plan([_part(_with(one, memory), world) for one in workloads], machine)
@@ -112,7 +130,16 @@ def planned(
     taken = Memory(**{name: getattr(settled, name) for name in MEMORY}, folder=memory.folder)
     if world.context > 1:
         taken = taken.model_copy(update={"chunk": memory.chunk})  # the chunk of all ranks together
-    return _written(Planned(taken, made, folder), world, force)
+    return Planned(taken, made, folder)
+
+
+def _least(machine: Machine, world: World) -> Machine:
+    """The first rank's machine with the least memory, GPU memory and disk that any rank has."""
+    own = machine.model_copy(update={"memory": machine.memory // world.neighbours})
+    every = world.every(own)
+    gpus = [one.gpu for one in every if one.gpu is not None]
+    least = {"memory": min(one.memory for one in every), "disk": min(one.disk for one in every)}
+    return every[0].model_copy(update=least | {"gpu": min(gpus, default=None)})
 
 
 def card_bytes() -> int | None:
@@ -133,16 +160,6 @@ def afford(size: int, what: str, way_out: str) -> None:
     if size > free:
         room = gigabytes(max(0, free))
         raise CapacityError(f"{what} takes {gigabytes(size)}, but only {room} may be planned; {way_out}")
-
-
-def _written(found: Planned, world: World, force: bool) -> Planned:
-    """Write the plan to the run folder, or raise if it was refused."""
-    if found.plan.refusal and not force:
-        raise CapacityError(f"{found.plan.refusal}; or start it anyway with --force")
-    if world.first:
-        found.folder.mkdir(parents=True, exist_ok=True)
-        found.write({})
-    return found
 
 
 def _with(workload: Workload, memory: Memory) -> Workload:

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from handscroll.models.model import Decoder
+from handscroll.models.model import Decoder, Model
 from handscroll.train.parallel.world import World, whole
 
 
@@ -34,16 +34,26 @@ def shard(model: Decoder, world: World) -> None:
 
 
 def gathered(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Gather whole tensors on the first rank, one at a time. Other ranks get an empty dictionary.
+    """Gather whole tensors on the first rank, in host memory, one at a time. Other ranks get an empty dictionary.
 
-    Every rank must call it with the same names.
+    Tensors that are not sharded stay where they are and are not copied. Every rank must call it with the same names.
     """
     held: dict[str, Tensor] = {}
     for name, tensor in named.items():
         full = whole(tensor.detach())
         if world.first:
-            held[name] = full if full is tensor else full.cpu()
+            held[name] = full.cpu() if hasattr(tensor, "full_tensor") else full
     return held
+
+
+def reshard(model: Model) -> None:
+    """Drop the gathered parameters that a forward without a backward leaves behind (FSDP2 keeps those of the root).
+
+    Until then the root's parameters are plain tensors, and the next forward uses them as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def unsharded(model: Decoder, world: World, prepare: Callable[[Decoder], object]) -> Decoder:
@@ -58,6 +68,7 @@ def unsharded(model: Decoder, world: World, prepare: Callable[[Decoder], object]
     with torch.device("meta"):
         fresh = kind(model.config)
         prepare(fresh)
+    reshard(model)
     held = gathered(dict(model.named_parameters()), world)
     if world.first:
         fresh.load_state_dict(held, strict=False, assign=True)

@@ -6,10 +6,10 @@ another number of ranks and sees the same rows.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import ConfigError, DataError, HandscrollError
 from handscroll.data.batch import Batch
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=60)  # timeout of collectives; `watch.py` finds dead ranks much earlier
 
 
@@ -109,6 +110,29 @@ class World:
         """True on every rank if `flag` is true on any rank."""
         return self.sum([float(flag)])[0] > 0
 
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, which alone calls it. What it raises there is raised on every rank."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.first:
+            try:
+                made[0] = make()
+            except HandscrollError as error:
+                made[1] = error
+        dist.broadcast_object_list(made)
+        if made[1] is not None:
+            raise made[1]
+        return made[0]
+
+    def every(self, value: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
     def close(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -138,7 +162,7 @@ def join_world(settings: Parallel, device: str = "cpu") -> World:
     group = None
     for first in range(0, size, settings.context):
         ranks = list(range(first, first + settings.context))
-        made = dist.new_group(ranks)  # every rank must take part in the creation of every group
+        made = dist.new_group(ranks, timeout=PATIENCE)  # every rank must take part in the creation of every group
         group = made if rank in ranks else group
     return World(rank, size, settings.context, group, settings.compare_every)
 

@@ -316,10 +316,12 @@ class Stack:
 
 
 def give(carry: Carry, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-    """Backpropagate through keys and values, which have a graph, from the gradients that other chunks stored."""
-    left = carry.left(layer, chunk)
-    if left is None:
-        return
+    """Backpropagate through keys and values, which have a graph, from the gradients that other chunks stored.
+
+    A chunk of padding is read by no other and has none, but its backward runs all the same: the other ranks of a
+    sharded model wait in the backward of this layer.
+    """
+    left = carry.left(layer, chunk) or (torch.zeros_like(keys), torch.zeros_like(values))
     pairs = [(own, grad.to(own.dtype)) for own, grad in zip((keys, values), left, strict=True)]
     trained = [(own, grad) for own, grad in pairs if own.requires_grad]
     if trained:

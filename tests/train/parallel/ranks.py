@@ -2,6 +2,8 @@
 
 import random
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +17,7 @@ from handscroll.train.checkpoint import optimizer_tensors
 from handscroll.train.parallel.shard import gathered, shard
 from handscroll.train.parallel.world import Parallel, check_copies, join_world
 from handscroll.train.step import Step
+from handscroll.train.strategies.blocks import DiskBlocks
 from handscroll.train.strategies.plain import Plain
 from handscroll.train.strategies.staged import Staged
 from tests.train.strategies.common import MODELS as DECODERS
@@ -26,6 +29,7 @@ STRATEGIES = {
     "chunk-outer": Staged(64),
     "layer-outer": Staged(64, 1),
     "staged": Staged(64, 2, mlp_tile=20),
+    "disk": Staged(64, 1, blocks=lambda: DiskBlocks(Path(tempfile.gettempdir()), torch.device("cpu"))),
 }
 CASES = [  # strategy, context ranks, sharded, kind of rows, model
     ("plain", 1, True, "packed", "llama"),
@@ -41,6 +45,7 @@ CASES = [  # strategy, context ranks, sharded, kind of rows, model
     ("layer-outer", 2, False, "packed", "bert"),
     ("layer-outer", 1, True, "packed", "bert"),
     ("layer-outer", 2, True, "short", "bert"),
+    ("disk", 1, True, "packed", "bert"),  # the last chunk of the first rank is padding
 ]
 MODELS = DECODERS | {"bert": lambda: bert(pooler=False, following=False)}
 

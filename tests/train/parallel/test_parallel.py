@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from handscroll.base.errors import ConfigError
 from handscroll.nn.noise import Noise
-from handscroll.train.parallel.world import Parallel, World, join_world
+from handscroll.train.parallel.shard import gathered
+from handscroll.train.parallel.world import ALONE, Parallel, World, join_world
 from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.plain import Plain
 from tests.naming import naming
@@ -163,6 +164,53 @@ def test_a_dead_or_stopped_rank_ends_the_run_by_name_and_the_run_resumes(how, tm
     os.killpg(again.pid, signal.SIGTERM)
     finished(again)
     assert [one["step"] for one in records(run)] == list(range(1, len(records(run)) + 1))
+
+
+def test_two_ranks_that_validate_averaged_weights_and_save_at_the_same_steps_train_as_one(tmp_path):
+    both = ["loop.average=0.9", "loop.evaluate_every=4", "loop.save_every=4", "optimizer.name=adamw"]
+    short = ["stages.0.steps=6", "stages.1.steps=6"]
+    for count in (1, 2):
+        status, text = finished(train(count, tmp_path / str(count), *both, *short))
+        assert status == 0, text[-3000:]
+    want, got = records(tmp_path / "1"), records(tmp_path / "2")
+    assert len(want) == len(got) == 12
+    for one, other in zip(want, got, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() & {"loss", "validation_loss"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+    weights = [load_file(tmp_path / count / "model" / "model.safetensors") for count in ("1", "2")]
+    assert distance(*({name: t.double() for name, t in one.items()} for one in reversed(weights))) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory):
+    """What each of two ranks decided where they saw different things."""
+    folder = tmp_path_factory.mktemp("agreed")
+    status, text = finished(launch(2, "-m", "tests.train.parallel.agreeing", str(folder)), 120)
+    assert status == 0, text[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_with_different_machines_take_one_plan_that_fits_all_of_them(agreed):
+    first, second = (found["plan"] for found in agreed)
+    assert first == second != "plain"
+
+
+def test_a_plan_that_does_not_fit_one_rank_is_refused_on_all(agreed):
+    first, second = (found["refusal"] for found in agreed)
+    assert first == second and "--force" in first
+
+
+def test_validation_losses_that_differ_between_ranks_lead_to_one_decision(agreed):
+    assert agreed[0]["validation"] == agreed[1]["validation"] == [[0.9, 2, 0], [0.9, 2, 1], [0.9, 2, 2], True]
+
+
+def test_what_is_not_sharded_is_gathered_without_a_copy():
+    """A checkpoint copies tensors from a GPU to the host one at a time, while they are written."""
+    here, elsewhere = torch.ones(3), torch.ones(3, device="meta", requires_grad=True)
+    found = gathered({"here": here, "elsewhere": elsewhere}, ALONE)
+    assert found["here"].data_ptr() == here.data_ptr()
+    assert found["elsewhere"].device.type == "meta" and not found["elsewhere"].requires_grad
 
 
 def test_wrong_sharing_is_refused(tmp_path):
