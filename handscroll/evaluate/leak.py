@@ -106,7 +106,7 @@ def ours(model: Model, objective: Objective, row: int) -> Packing:
         arrays = [np.array(document) for document in documents]
         if sum(map(len, arrays)) > row:
             raise DataError(f"documents of {sum(map(len, arrays))} tokens do not fit into a row of {row}")
-        batch = collate(list(pack(arrays, row)))
+        batch = collate(list(pack(arrays, row))).to(model.device)
         marks, mask = batch.marks(), objective.mask(model, batch.marks())
         logits = model.logits(model.hidden(model.embed(batch.tokens, marks), marks, mask, length=marks.length))[0]
         losses = torch.zeros(len(logits)) if model.spec.both_ways else _losses(logits, batch.targets[0])

@@ -40,7 +40,7 @@ def token_vectors(lm: LM, text: str) -> np.ndarray:
     depth = np.full(len(vectors), -1)  # how far from an edge of its window a token's vector comes
     for row, inside in zip(rows, places, strict=True):
         ids = torch.tensor([row.ids], device=model.device)
-        marks = Marks.rows(torch.zeros(1, dtype=torch.int64), torch.tensor([len(row.ids)]))
+        marks = Marks.run(0, len(row.ids))
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1])[0]
         room = np.minimum(np.arange(len(inside)), len(inside) - 1 - np.arange(len(inside)))
         here = slice(row.first, row.first + len(inside))

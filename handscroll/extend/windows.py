@@ -112,7 +112,11 @@ def _losses(lm: LM, window: Window, on_read: Callable[[int], None] | None) -> tu
         assert not window.leaps, "only decoders leap"
         found = token_nll(lm, list(window.ids), on_read=on_read).double()
         return found[far], found[short]
-    marks = None if not window.leaps else Marks.of(torch.arange(len(ids) - 1)[None], positions=positions[None, :-1])
+    marks = None
+    if window.leaps:
+        places = (torch.arange(len(ids) - 1)[None], positions[None, :-1])
+        index, leaping = (one.to(lm.model.device) for one in places)
+        marks = Marks.of(index, positions=leaping)
     found = losses_at(lm.model, ids, marks, window.to, far | short, on_read).double()
     return found[far[far | short]], found[short[far | short]]
 

@@ -42,7 +42,8 @@ class Marks:
     there is one document and no padding, and no tensor is held. Otherwise there are three int64 tensors (B, length):
     `index`, the order of a token in its row (-1 is padding, which is never attended to); `segment`, the number of its
     document in the row; and `positions`, the numbers that rotate vectors or select rows of a learned table. `kinds` (B,
-    length) is BERT's token type (None: 0 everywhere); only an embedding reads it.
+    length) is BERT's token type (None: 0 everywhere); only an embedding reads it. The tensors lie on the device of the
+    tokens.
     """
 
     length: int
@@ -84,7 +85,7 @@ class Marks:
         return self.start is not None
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """(index, segment, positions), each int64 (B, T), or (1, T) for a plain run."""
+        """(index, segment, positions), each int64 (B, T), or (1, T) for a plain run, which are made on `device`."""
         if self.start is not None:
             index = torch.arange(self.start, self.start + self.length, device=device)[None]
             return index, torch.zeros_like(index), index

@@ -74,11 +74,9 @@ class Ours(Runtime):
     def following(self, rows: Sequence[Ids]) -> list[Tensor]:
         if self.model.spec.reads != "forward":
             raise Absent("it does not continue texts")
-        tokens, _ = self._rows(rows, "right")
-        sizes = torch.tensor([len(row) for row in rows])
-        marks = Marks.rows(torch.zeros_like(sizes), sizes)
-        length = int(sizes.max()) + 1
-        hidden = prefill(self.model, tokens, marks, self.model.new_cache(capacity=length), length)
+        tokens, index = self._rows(rows, "right")
+        length = tokens.shape[1] + 1
+        hidden = prefill(self.model, tokens, Marks.of(index), self.model.new_cache(capacity=length), length)
         return list(self._logits(self.model, hidden)[:, 0])
 
     def logprobs(self, ids: Ids) -> Tensor:
@@ -151,7 +149,7 @@ class Ours(Runtime):
         tokens = torch.tensor([[one for row in how.rows for one in row]], device=self.model.device)
         segment = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])[None]
         positions = torch.cat([torch.arange(size) for size in sizes])[None]
-        marks = Marks.of(torch.arange(sum(sizes))[None], segment, positions)
+        marks = Marks.of(*(one.to(tokens.device) for one in (torch.arange(sum(sizes))[None], segment, positions)))
         said = self._said(model, tokens, marks, model.mask() & SameSegment(), how.declared)
         return list(said[0].split(sizes))
 
@@ -164,7 +162,7 @@ class Ours(Runtime):
         cache, said = model.new_cache(), []
         for first, last in pairwise(edges):
             if how.shift:
-                index = torch.arange(cache.length, cache.length + last - first)[None]
+                index = torch.arange(cache.length, cache.length + last - first, device=tokens.device)[None]
                 marks = Marks.of(index, positions=index + how.shift)
             else:
                 marks = Marks.run(cache.length, last - first)
