@@ -119,8 +119,11 @@ class Cache(Keeper):
         """Bytes of the allocated buffers, without the past, which belongs to others."""
         return self._nbytes() + sum(group.nbytes for group in self._groups)
 
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """Bytes of a cache like this for one row, without its past; numbers have `itemsize` bytes."""
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int, device: str = "cpu") -> Footprint:
+        """Bytes of a cache like this for one row on a "cpu" or "cuda" `device`, without its past.
+
+        Numbers have `itemsize` bytes.
+        """
         made = self._footprint(kv_heads, head_size, itemsize)
         each = kv_heads * self.form.head_bytes(head_size, itemsize)
         rolling = tuple((len(g.layers) * each, slots(g.window, g.rewind)) for g in self._groups)

@@ -94,15 +94,15 @@ class HostPages:
 
 
 class DiskPages:
-    """Pages in one unnamed file per layer, read into buffers that are reused.
+    """Pages in one unnamed file per layer, read into buffers that are reused, and copied from them to a GPU.
 
     Room is reserved before it is written, so a full disk is an error here and not a signal later. The files have no
     name, so no file is left behind, however the process ends. Nothing is mapped: resident memory is that of the
     buffers. The system keeps parts of the files in its own cache, and drops them when memory is short.
     """
 
-    def __init__(self, block: int, folder: Path):
-        self.block, self.folder = block, folder
+    def __init__(self, block: int, folder: Path, device: torch.device):
+        self.block, self.folder, self.device = block, folder, device
         self._files: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._shape: tuple[int, int, int] = (0, 0, 0)
@@ -123,7 +123,7 @@ class DiskPages:
         if layer not in self._files:
             self._files[layer] = self._opened()
         file, start = self._files[layer], first * self._page
-        data = torch.stack(list(_pages(keys, values, self.block))).view(torch.uint8).numpy().data.cast("B")
+        data = torch.stack(list(_pages(keys, values, self.block))).cpu().view(torch.uint8).numpy().data.cast("B")
         try:
             end = self._ends.get(layer, 0)
             if start + len(data) > end:
@@ -149,7 +149,7 @@ class DiskPages:
             x[b, h, n // step * self.block :][: self.block] for n, (b, h) in enumerate(places) for x in (keys, values)
         )
         self._read(layer, first * self._page, list(_bytes(parts)), self.block * size * self._dtype.itemsize)
-        return both
+        return self._there(both)
 
     def pick(self, layer: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         _, kv, size = self._shape
@@ -160,12 +160,20 @@ class DiskPages:
                 runs = zip(*(list(_bytes(x[b, h].split(self.block))) for x in (keys, values)), strict=True)
                 for number, run in zip(numbers, runs, strict=True):
                     self._read(layer, number * self._page + 2 * (b * kv + h) * each, run, each)
-        return keys, values
+        return self._there((keys, values))
 
     def release(self, tensors: tuple[Tensor, Tensor]) -> None:
         base = tensors[0]._base
         if base is not None and len(self._spare) < 2:
             self._spare.append(base)
+
+    def _there(self, read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What was read, on the device of the model."""
+        if self.device.type == "cpu":
+            return read
+        keys, values = (tensor.to(self.device) for tensor in read)
+        self.release(read)
+        return keys, values
 
     @property
     def _page(self) -> int:

@@ -59,18 +59,27 @@ class OffloadCache(Blocked):
         return 0 if self._pages is None else self._pages.filed
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """The newest tokens and two runs of a layer read back are in memory; with `place` "host", all tokens are."""
+        """The newest tokens and two runs of a layer read back are in memory, and the others on disk."""
         made = super()._footprint(kv_heads, head_size, itemsize)
-        if self.place == "host":
-            return made.model_copy(update={"each": made.reading})
         fetched = math.ceil(made.reading / max(1, len(self.full)) * 2 * RUN)
         return made.model_copy(update={"fixed": made.fixed + fetched, "filed": made.reading})
 
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int, device: str = "cpu") -> Footprint:
+        """As of every cache; tokens in host memory count on a CPU only, because they are not in a GPU's memory."""
+        made = super().footprint(kv_heads, head_size, itemsize, device)
+        if not self._hosted(device):
+            return made
+        return made.model_copy(update={"each": made.each + (made.reading if device == "cpu" else 0), "filed": 0.0})
+
+    def _hosted(self, device: str) -> bool:
+        """Whether the tokens are put into host memory, and not on disk."""
+        return self.place == "host" or (not self.place and device != "cpu")
+
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         if self._pages is None:
-            disk = self.place == "disk" or (not self.place and keys.device.type == "cpu")
             folder = Path(self.folder or tempfile.gettempdir())
-            self._pages = DiskPages(self.block, folder) if disk else HostPages(self.block, keys.device)
+            hosted = self._hosted(keys.device.type)
+            self._pages = HostPages(self.block, keys.device) if hosted else DiskPages(self.block, folder, keys.device)
         self._pages.write(layer, self._stored // self.block, keys, values)
 
     def _away(self, layer: int) -> list[Span]:

@@ -69,8 +69,9 @@ def cache_of(policy: str) -> Callable[..., Cache]:
     return partial(kind, **options) if options else kind
 
 
-def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
-    """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype.
+def footprint(policy: str, config: Any, itemsize: int, device: str = "cpu") -> Footprint:
+    """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype, and `device` says
+    whether it is on a "cpu" or on "cuda".
 
     Raises:
         ConfigError: as `cache_of`; or the model keeps a state instead of keys.
@@ -83,7 +84,7 @@ def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
             )
         return Footprint(each=0, fixed=config.spec.cache_bytes(1, itemsize))
     made = cache_of(policy)(config.layers, windows=config.spec.windows)
-    return made.footprint(config.kv_heads, config.head_size, itemsize)
+    return made.footprint(config.kv_heads, config.head_size, itemsize, device)
 
 
 def _option(kind: type[Cache], text: str) -> tuple[str, Any]:

@@ -88,14 +88,14 @@ class Demand(NamedTuple):
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
-        made = footprint(policy, model.config, model.cache_dtype.itemsize)
+        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
         if self.samples == 1:
             return made.peak(len(self.prompt), self.new, chunk)
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
         """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
-        made = footprint(policy, model.config, model.cache_dtype.itemsize)
+        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
         return Workload(
             kind="generate",
             spec=model.spec,

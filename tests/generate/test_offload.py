@@ -10,11 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.cache.files import DiskPages
 from handscroll.cache.full import FullCache
 from handscroll.cache.offload import OffloadCache
 from handscroll.cache.reading.store import Store
 from handscroll.cache.retrieval import RetrievalCache
-from handscroll.cache.table import cache_of
+from handscroll.cache.table import cache_of, footprint
 from handscroll.cli.main import app
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
@@ -127,6 +128,44 @@ def test_memory_is_that_of_the_newest_tokens(lm):
     assert buffers <= max(sizes) <= buffers + 2 * 304 * per_token // 2  # and what the last run was read into
 
 
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on a GPU: numpy cannot see it until it is copied to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, given=(), more=None):
+        assert function is not torch.Tensor.numpy, "this tensor is on a device"
+        if function is torch.Tensor.cpu:
+            return given[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(function, types, given, more or {})
+
+
+def test_pages_on_disk_are_copied_from_and_to_the_device(tmp_path):
+    keys, values = random(1, 2, 8, 3), random(1, 2, 8, 3, seed=1)
+    pages = DiskPages(4, tmp_path, torch.device("cpu"))
+    pages.write(0, 0, keys.as_subclass(OnDevice), values.as_subclass(OnDevice))
+    assert all(map(torch.equal, pages.run(0, 0, 2), (keys, values)))
+    pages.device = torch.device("meta")  # nothing can be read there, but it shows where tensors are
+    found = (pages.run(0, 0, 2), pages.pick(0, torch.tensor([[[1], [0]]])))
+    assert {(part.device.type, part.shape[2]) for both in found for part in both} == {("meta", 8), ("meta", 4)}
+    for both in found:
+        pages.release(both)
+    assert pages.nbytes == 2 * keys.nbytes  # one buffer on the host, which was used again
+
+
+@pytest.mark.parametrize("policy", ["offload", "retrieval"])
+def test_the_footprint_depends_on_where_the_tokens_are(lm, policy):
+    def made(place, device):
+        return footprint(f"{policy}:block=32{place}", lm.model.config, 4, device)
+
+    token = lm.model.config.spec.cache_bytes(1, 4)
+    for device in ("cpu", "cuda"):
+        disk = made(",place=disk", device)
+        assert disk.filed == token and disk.each < token
+        on_host = disk.model_copy(update={"filed": 0, "each": disk.each + token * (device == "cpu")})
+        assert made(",place=host", device) == on_host
+        assert made("", device) == (disk if device == "cpu" else on_host)
+
+
 @pytest.mark.parametrize("policy", ["offload:block=16,recent=5", "retrieval:block=16,blocks=4,recent=5,place=host"])
 def test_offloaded_caches_are_copied_and_cut_like_full_ones(lm, policy):
     ids, new = lm.encode(TEXT)[:150], torch.tensor([[5, 9, 3]])
@@ -204,7 +243,7 @@ def test_memory_of_the_process_is_bounded(tmp_path):
     code = """
 import sys, torch
 from handscroll.base.allocator import trim
-from handscroll.cache.table import cache_of
+from handscroll.cache.table import cache_of, footprint
 from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
