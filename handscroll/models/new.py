@@ -75,12 +75,13 @@ def with_head(model: Decoder, head: HeadSpec, generator: torch.Generator, scheme
         if name in held:
             setattr(made, name, held[name])
         else:
-            part.to(model.dtype).to_empty(device=model.device)
+            part.to(model.dtype).to_empty(device="cpu")  # where the generator is
             initialise(part, scheme, model.config.layers, generator)
+            part.to(model.device)
     for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
         if hasattr(made, name):
             setattr(made, name, tensor)
-    lost = [name for name, tensor in (*made.named_parameters(), *made.named_buffers()) if tensor.is_meta]
+    lost = [name for name, tensor in (*made.named_parameters(), *made.named_buffers()) if tensor.device != model.device]
     assert not lost, f"{lost} are neither in the model nor in its new head"
     return made
 

@@ -98,9 +98,27 @@ def fixed_parts(workload: Workload) -> Parts:
 def host_bytes(workload: Workload) -> int:
     """The bytes of host memory that training on a GPU takes: first the weights, unless they were made already (there,
     in float32), and then the text, the batches of an update, and what is offloaded there."""
-    offloaded = sum(carried(workload).values()) if workload.offload == "host" else 0
+    offloaded = _page_locked(workload) if workload.offload == "host" else 0
     text = fixed_parts(workload.changed(device="cpu"))["data"]
     return max(0 if workload.made else WIDE * workload.spec.parameters, text + offloaded)
+
+
+def _page_locked(workload: Workload) -> int:
+    """The bytes of what is offloaded to the host. torch rounds each page-locked block up to a power of two."""
+    blocks = [_blocks(side) for side in (workload.sides if workload.spec.encoder else (workload,))]
+    rounded = {name: max((1 << (one[name] - 1).bit_length()) / one[name] for one in blocks) for name in blocks[0]}
+    return sum(math.ceil(size * rounded[name]) for name, size in carried(workload).items())
+
+
+def _blocks(workload: Workload) -> Parts:
+    """The bytes of one chunk of what a chunked strategy offloads: the input of a stage, and a layer's keys."""
+    tokens = workload.rows * min(workload.chunk, workload.length)
+    shared = tokens * (workload.spec.width if workload.spec.recurrent else _shared(workload.spec))
+    return {
+        "inputs": tokens * stream(workload) * workload.spec.width,
+        "keys": shared * narrow(workload),
+        "key gradients": shared * WIDE,
+    }
 
 
 def phases(workload: Workload) -> dict[str, Parts]:

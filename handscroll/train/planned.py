@@ -15,7 +15,7 @@ from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import chosen, gigabytes
-from handscroll.plan.machine import Machine, peak_bytes, resident_bytes, this_machine
+from handscroll.plan.machine import GPU_SAFETY, Machine, peak_bytes, resident_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.probe import calibrate
@@ -149,17 +149,19 @@ def card_bytes() -> int | None:
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
-def afford(size: int, what: str, way_out: str) -> None:
-    """Refuse `what` if its `size` bytes are more than the memory that may be planned now.
+def afford(size: int, what: str, way_out: str, device: torch.device) -> None:
+    """Refuse `what` if its `size` bytes are more than the memory of the device that may be planned now.
 
     Raises:
         CapacityError: it does not fit. The message ends with `way_out`.
     """
-    machine = this_machine()
-    free = machine.usable - resident_bytes()
+    if device.type == "cuda":
+        free, memory = int((card_bytes() or 0) * GPU_SAFETY) - torch.cuda.memory_allocated(), "GPU memory"
+    else:
+        free, memory = this_machine().usable - resident_bytes(), "memory"
     if size > free:
         room = gigabytes(max(0, free))
-        raise CapacityError(f"{what} takes {gigabytes(size)}, but only {room} may be planned; {way_out}")
+        raise CapacityError(f"{what} takes {gigabytes(size)} of {memory}, but only {room} may be planned; {way_out}")
 
 
 def _with(workload: Workload, memory: Memory) -> Workload:

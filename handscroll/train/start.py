@@ -199,7 +199,8 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, opti
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
     objective = recipe.learned(model)
     if not options.force:
-        afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
+        needed, way_out = memory_needed(model, memory), "leave --certify out, or use --force"
+        afford(needed, "the gradient certificate", way_out, model.device)
     certificate = certify(model, memory, first, objective, folder, noise)
     write_file(folder / "certificate.json", (json.dumps(certificate.as_record(), indent=2) + "\n").encode())
     options.show(str(certificate))

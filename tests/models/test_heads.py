@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.base.spec import HeadSpec
+from handscroll.models import new
 from handscroll.models.classes import SUFFIXES, named_head
 from handscroll.models.describe import facts
 from handscroll.models.heads import labels_of, read_head
 from handscroll.models.labels import Tag, entities
-from handscroll.models.new import as_classifier
+from handscroll.models.new import as_classifier, with_head
 from handscroll.models.weights import load_model, save_model
+from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from tests.conformance.checks import holds_to_the_reference
 from tests.conformance.families import FORMS
@@ -36,6 +39,19 @@ def test_heads_equal_those_of_the_reference(name, kind, tmp_path):
     assert config.head.kind == kind and config.head.labels == KINDS[kind] and not config.spec.predicts
     assert form.kind.write(config)["architectures"] == foreign["architectures"]
     holds_to_the_reference(form, tmp_path, foreign)
+
+
+def test_a_new_head_is_drawn_on_the_cpu_and_moved_to_the_device(monkeypatch):
+    """The generator is one of the CPU. The meta device stands for a GPU."""
+    model, drawn = PLAIN["bert"].build(torch.float32).to("meta"), []
+
+    def initialised(part, *rest):
+        initialise(part, *rest)
+        drawn.extend(one.device.type for one in part.parameters())
+
+    monkeypatch.setattr(new, "initialise", initialised)
+    made = with_head(model, HeadSpec(kind="text", labels=("a", "b")), torch.Generator().manual_seed(0))
+    assert set(drawn) == {"cpu"} and {one.device.type for one in made.parameters()} == {"meta"}
 
 
 def test_every_family_of_the_reference_with_heads_has_them():

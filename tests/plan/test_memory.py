@@ -116,6 +116,16 @@ def test_the_host_of_a_gpu_holds_the_model_while_it_is_made_and_then_the_text(wo
     assert predict(chunked, here).host == bare + text + batches + sum(memory.carried(chunked).values())
 
 
+@pytest.mark.parametrize("encoder", [False, True])
+def test_page_locked_blocks_are_rounded_up_to_a_power_of_two(workload, encoder):
+    sizes = {name: size for name, size in SIZES.items() if name != "kv_heads"}
+    spec = T5Config(**sizes, encoder_layers=2, start=0, buckets=8).spec if encoder else llama()
+    run = workload(spec=spec, device="cuda", data_bytes=10**9, strategy="layer-outer", chunk=384, offload="host")
+    kept = sum(memory.carried(run).values())
+    bare = memory.host_bytes(run.changed(offload="none"))
+    assert memory.host_bytes(run) - bare == pytest.approx(kept * 512 / 384)
+
+
 def test_what_was_read_before_is_not_counted_again(workload, machine):
     parts = {
         past: predict(workload(kind="generate", strategy="auto", length=100, new=9, past=past), machine(2000)).parts

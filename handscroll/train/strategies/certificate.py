@@ -82,7 +82,7 @@ def certify(
     layers = _layers(model, memory)
     found: dict[str, tuple[float, str, float]] = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-        short = _copy(model, layers, dtype)
+        short = _copy(model, layers, dtype).train()  # cuDNN's recurrent layers have no backward in evaluation mode
         want = _gradients(short, Step(Plain()), piece, objective, noise)
         got = _gradients(short, Step(build_strategy(small, short, folder)), piece, objective, noise)
         found[name] = _distance(got, want)
