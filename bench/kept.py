@@ -1,0 +1,32 @@
+"""Results that a benchmark keeps for the next run: each counts only under the settings with which it was made.
+
+Not a benchmark itself: those that keep results call `claim` before they make one or take it up again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def claim(result: Path, settings: Mapping[str, Any], instead: str = "give another --work") -> None:
+    """Note the settings of a file or folder beside it, unless they stand there already.
+
+    Raises:
+        SystemExit: it was made under other settings, or under settings that nobody noted; `instead` says what to do.
+    """
+    beside, wanted = result.with_name(f"{result.name}.settings.json"), json.loads(json.dumps(settings))
+    if not beside.exists():
+        if result.exists():
+            raise SystemExit(f"{result} was made under settings that were not noted: {instead}, or remove it")
+        result.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(wanted), encoding="utf-8")
+        return
+    if differs := difference(json.loads(beside.read_text(encoding="utf-8")), wanted):
+        raise SystemExit(f"{result} was made with {differs}: {instead}, or remove it and {beside.name}")
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What differs between two settings, in words; "" if nothing does."""
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    return ", ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)

@@ -1,0 +1,25 @@
+"""What a benchmark kept counts only under the settings with which it was made."""
+
+import json
+
+import pytest
+
+from bench.kept import claim
+
+
+def test_a_result_is_taken_up_again_under_its_own_settings_alone(tmp_path):
+    result = tmp_path / "work" / "said.json"
+    claim(result, {"epochs": 3, "files": ("a", "b")})
+    result.write_text("[]", encoding="utf-8")
+    claim(result, {"files": ("a", "b"), "epochs": 3})
+    with pytest.raises(SystemExit, match="epochs 3, not 5: give another --work, or remove it and said.json.settings"):
+        claim(result, {"epochs": 5, "files": ("a", "b")})
+    with pytest.raises(SystemExit, match="seed None, not 1: take a new file"):
+        claim(result, {"epochs": 3, "files": ("a", "b"), "seed": 1}, "take a new file")
+    assert json.loads((tmp_path / "work" / "said.json.settings.json").read_text()) == {"epochs": 3, "files": ["a", "b"]}
+
+
+def test_a_result_whose_settings_were_not_noted_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SystemExit, match="not noted"):
+        claim(tmp_path / "run", {"epochs": 3})

@@ -1,0 +1,75 @@
+"""`bench.shots` shows and tunes on the same examples, and reads all of them for each number."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench import shots
+from handscroll.data.table.table import Table
+
+
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """What a run of 1 and 4 shots showed, by number, and what it tuned on."""
+    rows = "".join(f"{number % 2}\ttext {number}\n" for number in range(40))
+    (tmp_path / "train.tsv").write_text(rows, encoding="utf-8")
+    (tmp_path / "test.tsv").write_text("0\tnew a\n1\tnew b\n", encoding="utf-8")
+    found = {"shown": [], "tuned": [], "stores": []}
+    score = SimpleNamespace(value=0.5)
+
+    class Asked:
+        def read(self, table, columns):
+            return SimpleNamespace(examples=tuple(record.get("text") for record in table))
+
+        def settled(self, examples, lm):
+            return self
+
+        def prompted(self, lm, tests, how):
+            found["shown"].append(list(how.examples))
+            found["stores"].append(how.store)
+            assert (how.shots, how.choose) == (len(how.examples), "first") and tests == ("new a", "new b")
+            return ()
+
+        def score(self, tests, given):
+            return {"accuracy": score}
+
+    def finetune(recipe, folder, options):
+        read = {name: getattr(recipe.data, name)[0] for name in ("train", "test")}
+        lines = {name: Path(path).read_text(encoding="utf-8").splitlines() for name, path in read.items()}
+        rows = {name: [json.loads(line)["text"] for line in found] for name, found in lines.items()}
+        assert rows["test"] == ["new a", "new b"] and recipe.data.most == recipe.data.held_out == 0
+        found["tuned"].append(rows["train"])
+        for _ in range(3):
+            options.on_record({})
+        return SimpleNamespace(progress=SimpleNamespace(step=3), scores={"test": {"accuracy": score}})
+
+    monkeypatch.setattr(shots, "load", lambda source: None)
+    monkeypatch.setattr(shots, "task_from", lambda values: Asked())
+    monkeypatch.setattr(shots, "Store", str)
+    monkeypatch.setattr(shots, "finetune", finetune)
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(shots, "monotonic", lambda: next(ticks))
+    files = [str(tmp_path / name) for name in ("train.tsv", "test.tsv")]
+    command = ["shots", "model", "classify", *files, "--counts", "0,1,4", "--names", "label,text"]
+    monkeypatch.setattr("sys.argv", command)
+    shots.main()
+    return found
+
+
+def test_the_lora_learns_from_the_examples_that_the_prompts_show(seen):
+    none, *shown = seen["shown"]
+    assert none == [] and [len(one) for one in shown] == [1, 4]
+    assert seen["tuned"] == [shown[0], shown[0], shown[1], shown[1]]  # a trial, then the run
+    assert shown[1][0] == shown[0][0], "a larger number begins with the smaller one"
+
+
+def test_each_number_of_shots_has_a_store_of_its_own(seen):
+    assert len(set(seen["stores"])) == 3
+
+
+def test_the_chosen_rows_are_those_of_a_random_order():
+    table = Table.of([{"text": str(number)} for number in range(100)])
+    few, many = ([record.get("text") for record in shots.chosen(table, count)] for count in (4, 64))
+    assert many[:4] == few and few != ["0", "1", "2", "3"] and len(set(many)) == 64
