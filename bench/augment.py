@@ -4,7 +4,8 @@ python -m bench.augment ../shared/data --minilm FOLDER [--rows 300] [--seeds 0,1
 
 Every way learns for as many updates as the rows alone take in `--epochs` epochs, so that what is compared is the rows
 and not the time. The test rows are those of `bench.labels`. `--fill` names an encoder with a masked-LM head for the way
-"replace". What is done stays in --work, so a run that was stopped goes on with the same command.
+"replace". What is done stays in --work, so a run that was stopped goes on with the same command; other settings need
+another --work.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.kept import claim
 from bench.labels import DATA, FULL, prepare
 from handscroll.metrics.scores import mean, measured
 from handscroll.tasks.finetune import Options, finetune
@@ -35,7 +37,8 @@ def right(options: argparse.Namespace, name: str, way: str, seed: int) -> list[b
     folder = options.work / name
     train, test = prepare(DATA[name], folder, options.data)
     run = folder / f"augment-{way.replace(' ', '-')}-{options.rows}-{seed}"
-    said = run / "test.predictions.jsonl"
+    said, settings = run / "test.predictions.jsonl", {"minilm": options.minilm, "epochs": options.epochs}
+    claim(run, settings | ({"fill": options.fill} if way == "replace" else {}))
     if not said.exists():
         augment = WAYS[way]
         if way == "replace":

@@ -1,6 +1,6 @@
 """Labels whose evidence lies anywhere in a long document: whole reading against a cut and against blocks.
 
-python -m bench.far_labels ../shared/data --minilm FOLDER [--only whole,cut,mean,attention] [--table]
+python -m bench.far_labels ../shared/data --minilm FOLDER [--only whole,cut,mean,attention]
 
 A document is the log of a help desk: calls of four real questions (TREC), 80 in all, some 900 tokens. Most calls ask
 for descriptions and things. The labels say which of three kinds of calls are in it besides: persons, places, numbers;
@@ -8,12 +8,14 @@ each kind is there in half of the logs, as one call at a random place. All syste
 training questions; the questions of the test logs are in no training log.
 
 whole: the model lengthened to 1,024 tokens by `extend`. cut: the first 512 tokens, cut here and counted; the product
-never does so. mean, attention: blocks of 256 tokens, joined by their mean or by a learned weight.
+never does so. mean, attention: blocks of 256 tokens, joined by their mean or by a learned weight. What is done stays in
+--work, so a run that was stopped goes on with the same command; other settings need another --work.
 """
 
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import handscroll
+from bench.kept import claim
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.extend.extend import extension
@@ -71,6 +74,20 @@ def written(questions: dict[str, list[str]], count: int, seed: int) -> list[Log]
             text += " ".join(asked) + "\n"
         made.append(Log(text, labels))
     return made
+
+
+def settle(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Claim the logs, the start and the systems that are asked for or there, which all stand in one table.
+
+    Raises:
+        SystemExit: some of it was made under other settings.
+    """
+    work, start = options.work, {"seed": options.seed, "minilm": options.minilm}
+    claim(work / "test.jsonl", {"logs": options.logs, "tests": options.tests, "seed": options.seed})
+    claim(work / "single", start)
+    for name in SYSTEMS:
+        if name in names or (work / name).exists():
+            claim(work / name, start | {"epochs": options.epochs})
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -187,8 +204,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/far-labels"))
     options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in SYSTEMS]:
+        parser.error(f"--only: {unknown[0]} is none of {', '.join(SYSTEMS)}")
+    settle(options, names)
     prepare(options)
-    for name in options.only.split(","):
+    for name in names:
         system(options, name)
     print(table(options))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from bench.kept import claim
 from handscroll.base.config import read_recipe
 from handscroll.data.table.read import read_table
 from handscroll.lm import load
@@ -79,6 +80,7 @@ FAR, LONG = (
     40_000,
     80_000,
 )  # characters: evidence stands beyond the first (8,192 tokens of Qwen)
+ORIGIN, ALIKE = "origin", 80  # what a row is of; so many characters tell that two dialogues are one
 
 
 def prepare(data: Path, folder: Path) -> None:
@@ -87,10 +89,20 @@ def prepare(data: Path, folder: Path) -> None:
     for name, (rows, tests, most) in _sets(data).items():
         if most:
             random.Random(name).shuffle(rows)
-        _write(folder / f"{name}.test.jsonl", rows[:tests])
+        test, train = parted(rows, tests, most)
+        _write(folder / f"{name}.test.jsonl", test)
         if most:
-            _write(folder / f"{name}.train.jsonl", rows[tests : tests + most])
-        _say(f"{name}: {len(rows[:tests])} test rows, {len(rows[tests : tests + most])} training rows")
+            _write(folder / f"{name}.train.jsonl", train)
+        _say(f"{name}: {len(test)} test rows, {len(train)} training rows")
+
+
+def parted(rows: Rows, tests: int, most: int) -> tuple[Rows, Rows]:
+    """The first rows to test with, and those after them to learn from, without those of the same origin as a test row
+    (a meeting, a dialogue that begins alike), which is left out of what is written."""
+    held = {row[ORIGIN] for row in rows[:tests] if ORIGIN in row}
+    train = [row for row in rows[tests:] if row.get(ORIGIN) not in held][:most]
+    test, train = ([{key: row[key] for key in row if key != ORIGIN} for row in part] for part in (rows[:tests], train))
+    return test, train
 
 
 def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
@@ -117,7 +129,9 @@ def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
         {"document": one["document"], "summary": one["summary"]} for one in _lines(data / "summ_en/peps_train.jsonl.gz")
     ]
     pairs = _lines(data / "preference/hh_harmless_train.jsonl.gz")
-    short = [one for one in pairs if max(len(one["chosen"]), len(one["rejected"])) <= 600]
+    short = [
+        {**one, ORIGIN: one["chosen"][:ALIKE]} for one in pairs if max(len(one["chosen"]), len(one["rejected"])) <= 600
+    ]
     return {
         "harmless": (short, 100, 300),
         "classical": (classical, 50, 400),
@@ -145,7 +159,7 @@ def _qmsum(data: Path) -> Rows:
 
 def _spans(data: Path) -> Iterable[dict[str, Any]]:
     """What was said of one question in a meeting, and its summary."""
-    for one in _lines(data / "summ_en/qmsum_train.jsonl.gz"):
+    for meeting, one in enumerate(_lines(data / "summ_en/qmsum_train.jsonl.gz")):
         for query in one["specific_query_list"]:
             turns = [
                 turn
@@ -153,7 +167,7 @@ def _spans(data: Path) -> Iterable[dict[str, Any]]:
                 for turn in one["meeting_transcripts"][int(first) : int(last) + 1]
             ]
             said = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in turns)
-            yield {"document": said, "query": query["query"], "summary": query["answer"]}
+            yield {"document": said, "query": query["query"], "summary": query["answer"], ORIGIN: meeting}
 
 
 def _loogle(data: Path) -> Iterable[dict[str, Any]]:
@@ -184,17 +198,18 @@ def run(name: str, source: str, folder: Path) -> None:
     if job.recipe:
         shots = task.read(read_table(str(folder / f"{name}.train.jsonl")), {}).examples
     systems: dict[str, Sequence[Prediction]] = {}
-    keep = _Keeper(task, tests, folder / f"{name}.scores.jsonl", source)
+    keep = _Keeper(task, tests, shots, folder / f"{name}.scores.jsonl", source)
     for plain, said in task.baselines(shots, tests).items() if shots or task.name == "summarise" else ():
         systems[plain] = keep(plain, lambda said=said: said)
     for way, settings in job.ways.items():
         own = task_from({**job.task, **settings})
-        systems[way] = keep(way, lambda own=own: own.predict(lm, tests))
+        systems[way] = keep(way, lambda own=own: own.predict(lm, tests), settings=dict(settings))
     if job.shots:
         near = Prompting(job.shots, shots, "similar")
         systems[f"{job.shots}-shot"] = keep(f"{job.shots}-shot", lambda: task.prompted(lm, tests, near))
     if job.recipe:
-        systems["tuned"] = keep("tuned", lambda: _tuned(name, source, folder, tests))
+        recipe = _recipe(name, source, folder)
+        systems["tuned"] = keep("tuned", lambda: _tuned(name, recipe, folder, tests), recipe=recipe)
     last = list(systems)[-1]
     for other, found in systems.items():
         if other != last:
@@ -204,35 +219,46 @@ def run(name: str, source: str, folder: Path) -> None:
             _say(f"{name}: {last} - {other}, {metric}: {made[metric]}")
 
 
-def _tuned(name: str, source: str, folder: Path, tests: Sequence[Example]) -> Sequence[Prediction]:
-    """What the model says after the job's recipe; the run goes on if its folder is there."""
+def _recipe(name: str, source: str, folder: Path) -> dict[str, Any]:
+    """The job's recipe for one model and the rows in a folder; its test rows are scored here."""
     values = read_recipe(RECIPES / f"{name}.toml") | {"model": source}
     values["data"]["train"] = [str(folder / one) for one in values["data"]["train"]]
     values["data"].pop("test", None)
+    return values
+
+
+def _tuned(name: str, recipe: dict[str, Any], folder: Path, tests: Sequence[Example]) -> Sequence[Prediction]:
+    """What the model says after a recipe; its run goes on if it is there."""
+    rows = b"".join(Path(one).read_bytes() for one in recipe["data"]["train"])
+    claim(folder / f"run-{name}", {"recipe": recipe, "rows": _hash(rows)}, "take another FOLDER")
     begun = monotonic()
-    made = finetune(TuningRecipe.parse(values, name), folder / f"run-{name}", Options(show=_say))
+    made = finetune(TuningRecipe.parse(recipe, name), folder / f"run-{name}", Options(show=_say))
     _say(f"{name}: tuned in {monotonic() - begun:.0f} s")
     return made.task.predict(made.lm, tests)
 
 
 class _Keeper:
-    """Scores what a system says, prints it and keeps both; what a system said in an earlier run is not asked again."""
+    """Scores what a system says, prints it and keeps both; what a system said in an earlier run is not asked again, if
+    its model, its task, the rows of both parts and what is said `about` the system are the same."""
 
-    def __init__(self, task: Generative, tests: Sequence[Example], path: Path, source: str):
+    def __init__(
+        self, task: Generative, tests: Sequence[Example], shots: Sequence[Example], path: Path, source: str
+    ) -> None:
         self._task, self._tests, self._path = task, tests, path
-        rows = hashlib.sha256(repr([one.values for one in tests]).encode()).hexdigest()
+        rows = [_hash(repr([one.values for one in part]).encode()) for part in (tests, shots)]
         self._about = {"model": source, "task": task.model_dump(mode="json"), "rows": rows}
 
-    def __call__(self, system: str, made: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
+    def __call__(self, system: str, made: Callable[[], Sequence[Prediction]], **about: Any) -> Sequence[Prediction]:
+        about = json.loads(json.dumps(self._about | about))
         said, begun = self._path.with_name(f"{self._path.stem}.{system.replace(' ', '-')}.jsonl"), monotonic()
         first, *lines = list(_lines(said)) if said.exists() else [{}]
-        if first == self._about:
+        if first == about:
             _say(f"{system:12} of an earlier run ({said})")
             return [Prediction(one["output"], more=one["more"]) for one in lines]
         found = made()
         seconds = monotonic() - begun
         aside = said.with_suffix(".part")
-        _write(aside, [self._about, *({"output": one.output, "more": dict(one.more)} for one in found)])
+        _write(aside, [about, *({"output": one.output, "more": dict(one.more)} for one in found)])
         aside.replace(said)
         for metric, one in self._task.score(self._tests, found).items():
             _say(f"{system:12} {metric:16} {one}  ({seconds:.0f} s)")
@@ -246,6 +272,10 @@ class _Keeper:
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _values(one: Measured) -> dict[str, Any]:

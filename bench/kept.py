@@ -13,7 +13,7 @@ def claim(result: Path, settings: Mapping[str, Any], instead: str = "give anothe
     """Note the settings of a file or folder beside it, unless they stand there already.
 
     Raises:
-        SystemExit: it was made under other settings, or under settings that nobody noted; `instead` says what to do.
+        SystemExit: it was begun under other settings, or made under some that nobody noted; `instead` says what to do.
     """
     beside, wanted = result.with_name(f"{result.name}.settings.json"), json.loads(json.dumps(settings))
     if not beside.exists():
@@ -23,7 +23,7 @@ def claim(result: Path, settings: Mapping[str, Any], instead: str = "give anothe
         beside.write_text(json.dumps(wanted), encoding="utf-8")
         return
     if differs := difference(json.loads(beside.read_text(encoding="utf-8")), wanted):
-        raise SystemExit(f"{result} was made with {differs}: {instead}, or remove it and {beside.name}")
+        raise SystemExit(f"{result} was begun with {differs}: {instead}, or remove it and {beside.name}")
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

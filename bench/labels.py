@@ -5,9 +5,9 @@ python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2
 Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), first and mean (a
 logistic regression over MiniLM's frozen state of the first token, or the mean of all), head, lora and full (MiniLM),
 qwen (LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was
-stopped goes on with the same command. TREC, the titles and the toxic comments have no test part here: a tenth is held
-out by label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of which it knows
-few.
+stopped goes on with the same command; other settings need another --work. TREC, the titles and the toxic comments have
+no test part here: a tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads
+single characters, of which it knows few.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import handscroll
+from bench.kept import claim
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.data.table.table import Table
@@ -76,6 +77,8 @@ SAID = {
 }
 PLAIN = ("majority", "tfidf", "lstm")
 FROZEN = {"first": "cls", "mean": "mean"}  # how the states of a text are pooled
+TUNED = ("lstm", "head", "lora", "full", "qwen")
+HELD_OUT = 0.1
 
 
 def prepare(one: Data, folder: Path, data: Path) -> tuple[Path, Path]:
@@ -152,10 +155,20 @@ def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
     return folder
 
 
+def _model(options: argparse.Namespace, way: str) -> str:
+    """The given model that a way needs, "" for one that needs none."""
+    return options.qwen if way == "qwen" else "" if way in PLAIN else options.minilm
+
+
+def _settings(options: argparse.Namespace, way: str) -> dict[str, Any]:
+    """What a result depends on besides its data set, way and seed."""
+    settings: dict[str, Any] = {"model": _model(options, way)} if way not in PLAIN else {}
+    return settings | ({"epochs": options.epochs, "held_out": options.held_out} if way in TUNED else {})
+
+
 def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
     """What a model that is tuned here says of the test rows."""
-    model = {"lstm": lambda: lstm_folder(folder / f"lstm-{seed}", train, seed), "qwen": lambda: options.qwen}
-    source = model.get(way, lambda: options.minilm)()
+    source = lstm_folder(folder / f"lstm-{seed}", train, seed) if way == "lstm" else _model(options, way)
     how = {"seed": seed, **WAYS[way]}
     if options.epochs:
         how["epochs"] = options.epochs
@@ -195,7 +208,8 @@ def table(work: Path, resamples: int = 1000) -> str:
                 )
             way, _, seed = key.rpartition("-")
             cells = [f"{scores[m].value:.3f} {scores[m].interval}" for m in ("accuracy", "f1-macro")]
-            note = " (it reads English)" if not one.english and way in (*FROZEN, "head", "lora", "full") else ""
+            note = _note(work / name / f"{key}.said.json")
+            note += " (it reads English)" if not one.english and way in (*FROZEN, "head", "lora", "full") else ""
             mark = " (best baseline)" if key == best else ""
             lines.append(
                 f"| {one.title} | {SAID[way]}{note}{mark} | {seed} | {' | '.join(cells)} | {against} | {len(truth):,} |"
@@ -205,6 +219,14 @@ def table(work: Path, resamples: int = 1000) -> str:
     return "\n".join(lines)
 
 
+def _note(said: Path) -> str:
+    """Under which epochs and share held out a result was made, where they are not those of its way."""
+    beside = said.with_name(f"{said.name}.settings.json")
+    found = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    epochs, share = found.get("epochs"), found.get("held_out", HELD_OUT)
+    return (f", {epochs:g} epochs" if epochs else "") + (f", {share:g} held out" if share != HELD_OUT else "")
+
+
 def _chosen(given: str, known: Sequence[str]) -> list[str]:
     names = given.split(",") if given else list(known)
     if wrong := [name for name in names if name not in known]:
@@ -212,34 +234,44 @@ def _chosen(given: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--minilm", default="", help="folder of all-MiniLM-L6-v2, or another encoder")
     parser.add_argument("--qwen", default="", help="a decoder, such as a GGUF file")
     parser.add_argument("--only", default="", help=f"data sets: {', '.join(DATA)}")
     parser.add_argument("--ways", default="", help=f"systems: {', '.join(ORDER)}")
-    parser.add_argument("--seeds", default="0", help="of the tuned models")
-    parser.add_argument("--epochs", type=float, default=0, help="in place of those of each way")
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        help="of the training rows, by which the weights of tuned models are kept",
-    )
+    parser.add_argument("--seeds", help="of the tuned models; by default 0")
+    parser.add_argument("--epochs", type=float, help="of the tuned models, in place of those of each way")
+    shares = f"of the training rows, by which the weights of tuned models are kept; by default {HELD_OUT}"
+    parser.add_argument("--held-out", type=float, help=shares)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/labels"))
     options = parser.parse_args()
+    options.only, options.ways = _chosen(options.only, list(DATA)), _chosen(options.ways, ORDER)
+    if not set(options.ways) & set(TUNED):
+        for name in ("seeds", "epochs", "held_out"):
+            if getattr(options, name) is not None:
+                option, ways = name.replace("_", "-"), ", ".join(options.ways)
+                parser.error(f"--{option} is for ways that tune ({', '.join(TUNED)}), and {ways} tunes nothing")
+    options.seeds = [int(seed) for seed in (options.seeds or "0").split(",")]
+    options.held_out = HELD_OUT if options.held_out is None else options.held_out
+    return options
+
+
+def main() -> None:
+    options = arguments()
     simple: dict[str, Callable[[Data, Path, Path], list[str]]] = {"majority": majority, "tfidf": tfidf}
-    for name in _chosen(options.only, list(DATA)):
+    for name in options.only:
         folder = options.work / name
         train, test = prepare(DATA[name], folder, options.data)
-        for way in _chosen(options.ways, ORDER):
-            if way not in (*simple, "lstm") and not (options.qwen if way == "qwen" else options.minilm):
+        for way in options.ways:
+            if way not in PLAIN and not _model(options, way):
                 print(f"{name} {way}: left out, since no model is given for it")
                 continue
-            for seed in [0] if way in simple or way in FROZEN else [int(seed) for seed in options.seeds.split(",")]:
+            for seed in options.seeds if way in TUNED else [0]:
                 path = folder / f"{way}-{seed}.said.json"
+                claim(path, _settings(options, way))
                 if path.exists():
                     continue
                 print(f"{name} {way}, seed {seed}", flush=True)

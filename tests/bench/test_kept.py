@@ -12,7 +12,7 @@ def test_a_result_is_taken_up_again_under_its_own_settings_alone(tmp_path):
     claim(result, {"epochs": 3, "files": ("a", "b")})
     result.write_text("[]", encoding="utf-8")
     claim(result, {"files": ("a", "b"), "epochs": 3})
-    with pytest.raises(SystemExit, match="epochs 3, not 5: give another --work, or remove it and said.json.settings"):
+    with pytest.raises(SystemExit, match="epochs 3, not 5: give another --work, or remove it"):
         claim(result, {"epochs": 5, "files": ("a", "b")})
     with pytest.raises(SystemExit, match="seed None, not 1: take a new file"):
         claim(result, {"epochs": 3, "files": ("a", "b"), "seed": 1}, "take a new file")

@@ -1,0 +1,72 @@
+"""`bench.generation` tests on meetings that no training row is of, and keeps what systems said by all it depends on."""
+
+import json
+import random
+
+import pytest
+
+from bench import generation
+from handscroll.data.table.table import Table
+from handscroll.tasks.generative import Generative
+from handscroll.tasks.task import Prediction, task_from
+
+
+def test_no_training_row_is_of_the_meeting_of_a_test_row():
+    rows = [{"document": str(number), "origin": number % 30} for number in range(300)]
+    random.Random("spans").shuffle(rows)
+    before = {row["document"]: row["origin"] for row in rows}
+    test, train = generation.parted(rows, 24, 60)
+    assert [row["document"] for row in test] == [row["document"] for row in rows[:24]], "the test rows are as before"
+    held = {before[row["document"]] for row in test}
+    assert len(train) == 60 and not held & {before[row["document"]] for row in train}
+    assert {key for row in test + train for key in row} == {"document"}
+
+
+def test_rows_without_an_origin_are_parted_as_they_stand():
+    rows = [{"source": str(number)} for number in range(10)]
+    assert generation.parted(rows, 3, 5) == (rows[:3], rows[3:8])
+    assert generation.parted(rows, 10, 0) == (rows, [])
+
+
+def test_rows_of_meetings_say_which_one(monkeypatch, tmp_path):
+    query = {"relevant_text_span": [["0", "0"]], "query": "q", "answer": "a"}
+    meeting = {"specific_query_list": [query], "meeting_transcripts": [{"speaker": "A", "content": "b"}]}
+    monkeypatch.setattr(generation, "_lines", lambda path: iter([meeting, meeting]))
+    assert [row["origin"] for row in generation._spans(tmp_path)] == [0, 1]
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """A function: the keeper for given training rows, and how often it asked."""
+    task = task_from({"name": "summarise"})
+    assert isinstance(task, Generative)
+
+    def made(shots):
+        examples = task.read(Table.of([{"document": "d", "summary": "s"}]), {}).examples
+        more = task.read(Table.of(shots), {}).examples if shots else ()
+        return generation._Keeper(task, examples, more, tmp_path / "job.scores.jsonl", "model")
+
+    return made
+
+
+def test_what_a_tuned_model_said_counts_only_for_its_recipe_and_rows(keeper):
+    asked = []
+
+    def answer():
+        asked.append(1)
+        return [Prediction("s")]
+
+    rows = [{"document": "x", "summary": "y"}]
+    for shots, recipe in ((rows, {"lr": 1}), (rows, {"lr": 1}), (rows, {"lr": 2}), (rows * 2, {"lr": 2})):
+        keeper(shots)("tuned", answer, recipe=recipe)
+    assert len(asked) == 3
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(monkeypatch, tmp_path):
+    monkeypatch.setattr(generation, "finetune", lambda *given: pytest.fail("it went on"))
+    (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    recipe = {"data": {"train": [str(tmp_path / "rows.jsonl")]}, "tuning": {"lr": 1}}
+    noted = {"recipe": recipe | {"tuning": {"lr": 2}}, "rows": generation._hash(b"{}")}
+    (tmp_path / "run-spans.settings.json").write_text(json.dumps(noted), encoding="utf-8")
+    with pytest.raises(SystemExit, match="take another FOLDER"):
+        generation._tuned("spans", recipe, tmp_path, ())
