@@ -221,7 +221,7 @@ def run(name: str, source: str, folder: Path) -> None:
 
 def _recipe(name: str, source: str, folder: Path) -> dict[str, Any]:
     """The job's recipe for one model and the rows in a folder; its test rows are scored here."""
-    values = read_recipe(RECIPES / f"{name}.toml") | {"model": source}
+    values: dict[str, Any] = {**read_recipe(RECIPES / f"{name}.toml"), "model": source}
     values["data"]["train"] = [str(folder / one) for one in values["data"]["train"]]
     values["data"].pop("test", None)
     return values

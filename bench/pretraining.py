@@ -9,9 +9,10 @@ classified from all labelled sentences or from 500, in two ways:
   Bengio 2017), beside the same over encoders that never learned, with normal weights and with weights drawn as
   pre-training draws its own;
 - tuned: the whole encoder learns, beside the same model from random weights at the same updates, rows, order and rates.
-  Each arm stands with the better of its rates after the last update.
+  It learns from four fifths of the labelled sentences; each arm stands with the rate that is better on the other fifth.
 
-Accuracies are on sentences that no arm saw. `--work` keeps the encoders, and a second run begins with them.
+Accuracies are on sentences that no arm saw and by which nothing was chosen. `--work` keeps the encoders, and a second
+run begins with them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.seeds import SEEDS, Place, main, prepared, spread
+from bench.seeds import SEEDS, Place, latest, main, prepared, spread
 from handscroll.data.batch import collate
 from handscroll.data.labelled import AtFirst, Labelled
 from handscroll.data.sources import TokenSource
@@ -71,18 +72,30 @@ def files(data: str) -> list[str]:
 
 def made(options: argparse.Namespace) -> tuple[Tokenizer, TokenSource]:
     """Tokenizer, tokens and labelled files, in the work folder; sentences longer than a row are left out of all."""
-    folder, data = Path(options.work) / "pretraining", Path(options.data) / "cls_en"
-    vocab = (CPU if options.device == "cpu" else GPU)[0]
-    tokenizer, text = prepared(folder, files(options.data), TokenizerConfig(vocab=vocab, special=SPECIAL))
+    folder, data = prepared_folder(options), Path(options.data) / "cls_en"
+    config = TokenizerConfig(vocab=_vocab(options), special=SPECIAL)
+    tokenizer, text = prepared(folder, files(options.data), config)
     if not (folder / "sst2-held.tsv").exists():
         lines = _fitting(data / "trec_train.tsv", tokenizer)
         parts = {"trec": (lines[:-HELD_OUT], lines[-HELD_OUT:])}
         parts["sst2"] = _fitting(data / "sst2_train.tsv", tokenizer), _fitting(data / "sst2_dev.tsv", tokenizer)
         for task, (learned, held) in parts.items():
-            (folder / f"{task}.tsv").write_text("".join(learned), encoding="utf-8")
-            (folder / f"{task}-{FEW}.tsv").write_text("".join(learned[:FEW]), encoding="utf-8")
+            for name, lines in ((task, learned), (f"{task}-{FEW}", learned[:FEW])):
+                fifth = len(lines) // 5
+                kinds = {"": lines, "-choose": lines[:fifth], "-learn": lines[fifth:]}
+                for kind, some in kinds.items():
+                    (folder / f"{name}{kind}.tsv").write_text("".join(some), encoding="utf-8")
             (folder / f"{task}-held.tsv").write_text("".join(held), encoding="utf-8")
     return tokenizer, text
+
+
+def _vocab(options: argparse.Namespace) -> int:
+    return (CPU if options.device == "cpu" else GPU)[0]
+
+
+def prepared_folder(options: argparse.Namespace) -> Path:
+    """Where the tokenizer of a device, and the sentences that fit into its rows, are kept."""
+    return Path(options.work) / f"pretraining-{_vocab(options)}"
 
 
 def _fitting(path: Path, tokenizer: Tokenizer) -> list[str]:
@@ -114,7 +127,7 @@ def pretraining(options: argparse.Namespace, seed: int, place: Place) -> Recipe:
         "stages": [{"length": LENGTH, "rows": rows, "steps": steps, "mix": {"pairs": 0.5, "text": 0.5}}],
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "schedule": {"name": "cosine", "warmup": max(1, steps // 20), "final": 0.05},
-        "loop": {"save_every": steps, "precision": "bfloat16" if place.cuda else "float32"},
+        "loop": {"save_every": max(1, steps // 10), "precision": "bfloat16" if place.cuda else "float32"},
         "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
@@ -130,12 +143,12 @@ def tuning(options: argparse.Namespace, seed: int, place: Place, task: str, rate
         "text": {"files": files(options.data)},
         "model": {"path": start} if start else NEW | {"sizes": sizes},
         "objective": "classify",
-        "data": {task: {"kind": "labelled", "file": f"{options.work}/pretraining/{task}.tsv", "labels": labels}},
+        "data": {task: {"kind": "labelled", "file": f"{prepared_folder(options)}/{task}-learn.tsv", "labels": labels}},
         "stages": [{"length": LENGTH, "rows": ROWS, "steps": steps, "mix": {task: 1.0}}],
         "optimizer": {"name": "adamw", "lr": rate, "weight_decay": 0.01},
         "schedule": {"name": "cosine", "warmup": max(1, steps // 10)},
         "regularise": {"dropout": 0.1},
-        "loop": {"save_every": steps},
+        "loop": {"save_every": max(1, steps // 10)},
         "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
@@ -215,7 +228,7 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
     tokenizer, text = made(options)
     recipe = pretraining(options, seed, place)
     start = encoder(recipe, options, seed, place)
-    stage, sizes, folder = recipe.stages[0], recipe.model.sizes, Path(options.work) / "pretraining"
+    stage, sizes, folder = recipe.stages[0], recipe.model.sizes, prepared_folder(options)
     about = {"seed": seed, "tokens": stage.steps * stage.rows * LENGTH, "width": sizes["width"]}
     about["layers"] = sizes["layers"]
     never = {}
@@ -225,25 +238,34 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
         never[arm] = LM(model.to(options.device).eval(), tokenizer, arm)
     for arm, lm in {**never, ARMS[1]: load(start, options.device)}.items():
         for task in TASKS:
-            found = linear(lm, folder / f"{task}.tsv", folder / f"{task.partition('-')[0]}-held.tsv")
-            place.say({"probe": f"{task}, frozen", "arm": arm, "rate": 0, "accuracy": found, "updates": 0} | about)
+            this = {"probe": f"{task}, frozen", "arm": arm, "rate": 0, "updates": 0} | about
+            if not place.known(this):
+                found = linear(lm, folder / f"{task}.tsv", folder / f"{task.partition('-')[0]}-held.tsv")
+                place.say(this | {"accuracy": found})
     for task in TASKS:
         whole = task.partition("-")[0]
         for rate in RATES:
             for arm in ARMS:
                 again = tuning(options, seed, place, task, rate, start if arm == ARMS[1] else None)
+                this = {"probe": f"{task}, tuned", "arm": arm, "rate": rate, "updates": again.steps} | about
+                if place.known(this):
+                    continue
                 model = place.fit(again, tokenizer, text, f"{task}-{rate}-{arm}".replace(" ", "-"))
-                found = accuracy(model, tokenizer, str(folder / f"{whole}-held.tsv"), LABELS[whole])
-                result = {"probe": f"{task}, tuned", "arm": arm, "rate": rate, "accuracy": found}
-                place.say(result | {"updates": again.steps} | about)
+                chosen, found = (
+                    accuracy(model, tokenizer, str(folder / f"{name}.tsv"), LABELS[whole])
+                    for name in (f"{task}-choose", f"{whole}-held")
+                )
+                place.say(this | {"chosen": chosen, "accuracy": found})
 
 
 def table(results: Iterable[dict[str, Any]]) -> None:
-    """Accuracies by task and arm of each size of pre-training: each seed, mean and deviation, at the better rate."""
+    """Accuracies by task and arm of each size of pre-training: each seed, mean and deviation, at the rate that a fifth
+    of the training rows chose. Tuned models of which no such choice is known are left out."""
+    names = ("width", "layers", "tokens", "probe", "arm", "rate", "seed")
+    kept = (one for one in results if "probe" in one and ("chosen" in one or not one["rate"]))
     groups: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
-    for one in results:
-        if "probe" in one:
-            groups.setdefault((one["width"], one["layers"], one["tokens"]), []).append(one)
+    for one in latest(kept, names):
+        groups.setdefault((one["width"], one["layers"], one["tokens"]), []).append(one)
     for (width, layers, tokens), found in sorted(groups.items()):
         print(f"\n{layers} layers of {width}, pre-trained on {tokens / 1e6:.1f} M tokens\n")
         print("| task | arm | updates | rate | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean |")
@@ -253,7 +275,7 @@ def table(results: Iterable[dict[str, Any]]) -> None:
             for one in found:
                 if (one["probe"], one["arm"]) == (task, arm):
                     rates.setdefault(one["rate"], []).append(one)
-            rate = max(rates, key=lambda rate: statistics.mean(one["accuracy"] for one in rates[rate]))
+            rate = max(rates, key=lambda rate: statistics.mean(one.get("chosen", 0) for one in rates[rate]))
             by_seed = {one["seed"]: 100 * one["accuracy"] for one in rates[rate]}
             each = " | ".join(f"{by_seed[seed]:.1f}" if seed in by_seed else "" for seed in SEEDS)
             learned = f"{rates[rate][0]['updates']} | {rate:g}" if rate else " | "

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.seeds import SEEDS, Place, main, prepared, spread
+from bench.seeds import Place, latest, main, prepared, spread
 from handscroll.data.sources import TokenSource
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, read_windows
@@ -69,7 +69,7 @@ def recipe(options: argparse.Namespace, family: str, seed: int, place: Place, co
         "stages": [{"length": context, "rows": update // context, "steps": steps, "mix": {"text": 1.0}}],
         "optimizer": {"name": "adamw", "lr": rate, "weight_decay": 0.01},
         "schedule": {"name": "cosine", "warmup": max(1, steps // 20), "final": 0.05},
-        "loop": {"save_every": steps},
+        "loop": {"save_every": max(1, steps // 10)},
         "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
@@ -85,6 +85,10 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
     for context in CONTEXTS:
         for rate in RATES:
             settings = recipe(options, part, seed, place, context, rate)
+            tokens = settings.steps * settings.stages[0].rows * context
+            this = {"family": part, "context": context, "seed": seed, "rate": rate, "tokens": tokens}
+            if place.known(this):
+                continue
             model = place.fit(settings, tokenizer, text, f"{part}-{context}-{rate}")
             lm = LM(model, tokenizer, part)
             chosen = measure(lm, windows(options, tokenizer, CHOOSE, context), part)
@@ -94,12 +98,8 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
             config = model.config
             kept = config.spec.cache_bytes(context, 4)
             place.say(
-                {
-                    "family": part,
-                    "context": context,
-                    "seed": seed,
-                    "rate": rate,
-                    "tokens": settings.steps * settings.stages[0].rows * context,
+                this
+                | {
                     "parameters": sum(parameter.numel() for parameter in model.parameters()),
                     "kept": kept,
                     "chosen": chosen.mean(),
@@ -118,13 +118,15 @@ def blocks(context: int) -> list[tuple[int, int]]:
 
 def table(results: Iterable[dict[str, Any]]) -> None:
     """A table for each context and number of tokens: mean and deviation over seeds at the rate that CHOOSE chose."""
-    found = [result for result in results if "family" in result]
+    found = latest((one for one in results if "family" in one), ("family", "context", "tokens", "rate", "seed"))
     for context, tokens in sorted({(one["context"], one["tokens"]) for one in found}):
         ends = [str(last) for _, last in blocks(context)]
         columns = [f"{first}-{last - 1}" for first, last in blocks(context)]
         print(f"\ncontext {context}, {tokens / 1e6:.1f} M tokens: nats a token at positions\n")
-        print("| family | parameters | bytes kept | rate | " + " | ".join(columns) + " | all | bits a character |")
-        print("|---|---|---|---|" + "---|" * (len(columns) + 2))
+        print(
+            "| family | seeds | parameters | bytes kept | rate | " + " | ".join(columns) + " | all | bits a character |"
+        )
+        print("|---|---|---|---|---|" + "---|" * (len(columns) + 2))
         for family in SIZES:
             of = [one for one in found if (one["family"], one["context"], one["tokens"]) == (family, context, tokens)]
             rates = {rate: [one for one in of if one["rate"] == rate] for rate in RATES}
@@ -135,9 +137,8 @@ def table(results: Iterable[dict[str, Any]]) -> None:
             ones = rates[rate]
             numbers = [spread([one["blocks"][end] for one in ones]) for end in ends]
             numbers += [spread([one[name] for one in ones]) for name in ("loss", "bits")]
-            first = f"{ones[0]['parameters']:,} | {ones[0]['kept']:,} | {rate:g}"
-            name = family if len(ones) == len(SEEDS) else f"{family} ({len(ones)} seeds)"
-            print(f"| {name} | {first} | " + " | ".join(numbers) + " |")
+            first = f"{len(ones)} | {ones[0]['parameters']:,} | {ones[0]['kept']:,} | {rate:g}"
+            print(f"| {family} | {first} | " + " | ".join(numbers) + " |")
 
 
 if __name__ == "__main__":
