@@ -28,5 +28,17 @@ def claim(result: Path, settings: Mapping[str, Any], instead: str = "give anothe
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What differs between two settings, in words; "" if nothing does."""
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
+    old, new = _flat(found), _flat(wanted)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r}, not {new.get(name)!r}" for name in names)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting by its dotted name (`tuning.lr`, `stages.0.steps`)."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            value = {str(at): one for at, one in enumerate(value)}
+        inner = _flat(value) if isinstance(value, Mapping) else {}
+        found |= {f"{name}.{key}": one for key, one in inner.items()} or {name: value}
+    return found

@@ -10,7 +10,8 @@ same number of updates on the same rows of 1,024 tokens, and measured again. The
 of 128, is the baseline that needs no lengthening; it is tuned for as many updates of as many tokens too. An LSTM of
 about their size, which needs none either, stands beside those that predict the next token.
 
-A line of results is written as soon as it is there; what the file has already is not done again. With `--minutes` the
+A line of results is written as soon as it is there; what the file has already is not done again, and other settings
+need another file. With `--minutes` the
 pre-training gets as many updates as fit into a share of that time, by a probe, and what does not fit after it is left
 out, with a note. `--work` keeps tokenizers, tokens and pre-trained models, and a second run goes on from there.
 """
@@ -31,6 +32,8 @@ from typing import Any
 
 import torch
 
+from bench.kept import claim, difference
+from bench.lengthening_families import FAMILIES, LONG, SHORT, Family
 from bench.lengthening_table import tables
 from bench.span_losses import as_many, span_losses
 from handscroll.base.errors import DataError
@@ -44,9 +47,6 @@ from handscroll.lm import LM, load
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.new import About, new_model
 from handscroll.nn.init import initialise
-from handscroll.nn.positions.learned import LEARNED
-from handscroll.objectives.causal import NextToken
-from handscroll.objectives.masked import MaskedTokens
 from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.objectives.span_corruption import SpanCorruption
 from handscroll.text.readers import read
@@ -58,89 +58,10 @@ from handscroll.train.optim import Optimizer
 from handscroll.train.run import Loop, Run
 from handscroll.train.schedule import Schedule
 
-SHORT, LONG = 128, 1024
 BLOCKS = {"1-127": (1, 128), "128-511": (128, 512), "512-1023": (512, 1024), "128-1023": (128, 1024)}
 RATE = 1e-3
 PROBE = 12  # updates by which the speed is judged, the first half of them not counted
 STARTING = 0.25  # minutes that a process takes before it looks at the clock
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is trained: sizes, objective and special tokens; how it is lengthened; the baseline without lengthening.
-
-    `chosen` methods have several candidates, of which the best on held-out text of its own is taken. `rows` are those
-    of an update in pre-training, `most` the updates after which a model of this size begins to know its text by heart.
-    """
-
-    sizes: dict[str, Any]
-    task: ObjectiveSettings
-    special: tuple[str, ...]
-    methods: tuple[str, ...]
-    baseline: str
-    windows: int
-    chosen: tuple[str, ...] = ()
-    rows: int = 128
-    most: int = 8000
-    sentinels: int = 0
-    initialise: str = "normal"
-
-
-SIZES = {"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024, "context": SHORT}
-FAMILIES = {
-    "bert": Family(
-        SIZES,
-        MaskedTokens(rate=0.3),  # more to learn from a text (Wettig et al. 2023); measured with a seventh hidden
-        ("[PAD]", "[CLS]", "[SEP]", "[MASK]"),
-        tuple(LEARNED),
-        f"blocks of {SHORT}",
-        windows=24,
-        initialise="mimetic",
-    ),
-    "gpt2": Family(
-        SIZES,
-        NextToken(),
-        ("<|endoftext|>",),
-        tuple(LEARNED),
-        f"sliding window of {SHORT}",
-        windows=64,
-        rows=64,
-        most=3000,
-    ),
-    "t5": Family(
-        SIZES | {"layers": 2, "encoder_layers": 4, "head_size": 64, "mlp_width": 512},
-        SpanCorruption(density=0.5, mean_span=12),  # more to learn from a text, and words rather than letters
-        ("<pad>", "</s>"),
-        ("none", "reach", "divide"),
-        f"blocks of {SHORT}",
-        windows=320,
-        rows=256,
-        sentinels=64,
-        initialise="mimetic",
-    ),
-    "glm": Family(
-        SIZES | {"kv_heads": 2, "head_size": 64, "mlp_width": 704, "tied": True},
-        NextToken(),
-        ("<|endoftext|>",),
-        ("none", "pi", "ntk", "yarn"),
-        f"sliding window of {SHORT}",
-        windows=64,
-        chosen=("ntk", "yarn"),
-        rows=64,
-        most=3000,
-    ),
-    "lstm": Family(  # the recurrent baseline of the other two that predict the next token
-        {"width": 448, "layers": 2},
-        NextToken(),
-        ("<|endoftext|>",),
-        ("none",),
-        f"sliding window of {SHORT}",
-        windows=64,
-        rows=64,
-        most=3000,
-        initialise="xavier",
-    ),
-}
 
 
 class OutOfTime(Exception):
@@ -176,12 +97,30 @@ class Job:
     def work(self) -> Path:
         return Path(self.options.work) / self.name
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """The settings on which the tokens depend."""
+        return {"text": str(Path(self.options.text).resolve()), "vocab": self.options.vocab}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings on which the short model depends, besides the text; its precision stands in `how.json`."""
+        rows = self.options.rows or self.family.rows
+        return {"vocab": self.options.vocab, "rows": rows, "pretrain_steps": self.options.pretrain_steps}
+
+    def settings(self, steps: int) -> dict[str, Any]:
+        """The settings on which a result after `steps` updates of tuning depends."""
+        found = self.training | {"windows": self.options.windows or self.family.windows}
+        names = ("tune_rows", "tune_rate", "precision") if steps else ()
+        return found | {name: getattr(self.options, name) for name in names}
+
     def say(self, text: str) -> None:
         print(f"{self.name} {self.seed}: {text}", flush=True)
 
 
 def prepare(job: Job) -> None:
     """The tokenizer and the tokens of a family's training text, unless they are there."""
+    claim(job.work / "tokens", job.text)
     if (job.work / "tokens" / "index.json").exists():
         return
     texts = list(read([Path(job.options.text) / "books_train"]))
@@ -224,7 +163,7 @@ def learn(job: Job, lm: LM, lesson: Lesson, folder: Path, note: Callable[[dict[s
     """Train `lm` in place by the package's own loop.
 
     Raises:
-        OutOfTime: before it was done.
+        OutOfTime: before it was done. SystemExit: it was stopped.
     """
 
     def told(record: dict[str, Any]) -> None:
@@ -240,15 +179,20 @@ def learn(job: Job, lm: LM, lesson: Lesson, folder: Path, note: Callable[[dict[s
     schedule = Schedule(name="cosine", warmup=max(1, lesson.steps // 20), final=0.05)
     loop = Loop(steps=lesson.steps, precision=job.options.precision, save_every=max(500, lesson.steps // 2))
     run = Run(folder, model, optimizer, schedule, loop)  # type: ignore[arg-type]
-    train(run, Updates(rows, lesson.rows, lesson.rows), task.objective(model), Callbacks(on_record=told))
+    progress = train(run, Updates(rows, lesson.rows, lesson.rows), task.objective(model), Callbacks(on_record=told))
+    if progress.step < lesson.steps:
+        raise SystemExit(f"stopped after {progress.step} of {lesson.steps} updates; the same command goes on")
 
 
 def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
     """The short model, and how it was trained; kept in the work folder."""
     folder, device = job.work / f"seed-{job.seed}", job.options.device
     kept = folder / "how.json"
+    claim(folder, job.text | job.training)
     if kept.exists():
-        return load(folder / "model", device), json.loads(kept.read_text())
+        how = json.loads(kept.read_text())
+        job.say(f"pre-trained before, in {how['pretrain_precision']}")
+        return load(folder / "model", device), how
     tokenizer = Tokenizer.load(job.work / "tokenizer")
     model = new_model(job.name, job.family.sizes, About(tokenizer, SHORT))
     initialise(model, job.family.initialise, model.config.layers, torch.Generator().manual_seed(job.seed))
@@ -267,7 +211,7 @@ def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
 
     learn(job, lm, lesson, folder / "run", note)
     how = {"pretrain_steps": steps, "pretrain_rows": rows, "pretrain_loss": statistics.fmean(recent[-50:])}
-    how |= {"pretrain_seconds": round(time.monotonic() - started)}
+    how |= {"pretrain_seconds": round(time.monotonic() - started), "pretrain_precision": job.options.precision}
     lm.save(folder / "model")
     shutil.rmtree(folder / "run")
     kept.write_text(json.dumps(how))
@@ -319,6 +263,23 @@ class Way:
     detail: str = ""
 
 
+def agree(job: Job, steps: int) -> None:
+    """
+    Raises:
+        SystemExit: results of this family after as many updates of tuning were made under other settings.
+    """
+    wanted = job.settings(steps)
+    for one in _results(job.options.out):
+        if (one["family"], one["steps"]) == (job.name, steps) and (
+            differs := difference(one.get("settings", {}), wanted)
+        ):
+            which = f"{one['method']}, {steps} updates, seed {one['seed']}"
+            raise SystemExit(
+                f"{job.options.out} has results of {job.name} ({which}) that were made with {differs}: "
+                "give another --out"
+            )
+
+
 @dataclass(frozen=True)
 class Results:
     """The lines of one family and seed in the file of results."""
@@ -338,6 +299,7 @@ class Results:
         losses = measured(job, way.lm, self.samples, SHORT if way.method == job.family.baseline else None)
         line = {"family": job.name, "seed": job.seed, "method": way.method, "detail": way.detail, "steps": steps}
         line |= {"loss": losses, "tune_seconds": round(seconds), "device": job.options.device} | self.how
+        line["settings"] = job.settings(steps)
         with Path(job.options.out).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
@@ -346,6 +308,8 @@ class Results:
 
 def study(job: Job) -> None:
     """Everything about one family and seed."""
+    for steps in {0, job.options.tune_steps}:
+        agree(job, steps)
     prepare(job)
     lm, how = pretrained(job)
     held = sorted((Path(job.options.text) / "books_valid").glob("*.txt"))

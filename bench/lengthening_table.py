@@ -18,7 +18,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
 def _table(name: str, results: list[dict[str, Any]]) -> str:
     blocks = list(results[0]["loss"])
     seeds = sorted({one["seed"] for one in results})
-    trained = {one["seed"]: f"{one['pretrain_steps']} x {one['pretrain_rows']} rows" for one in results}
+    trained = {one["seed"]: _trained(one) for one in results}
     lines = [f"{name}: pre-trained " + "; ".join(f"seed {seed} {trained[seed]}" for seed in seeds), ""]
     lines.append("| method | updates | " + " | ".join(blocks) + f" | {FAR} by seed |")
     lines.append("|" + "---|" * (len(blocks) + 3))
@@ -35,6 +35,11 @@ def _table(name: str, results: list[dict[str, Any]]) -> str:
     details = sorted({f"seed {one['seed']}: {one['method']} {one['detail']}" for one in results if one["detail"]})
     lines += ["", *([f"candidates: {'; '.join(details)}"] if details else [])]
     return "\n".join([*lines, *_differences(name, results, seeds, max(steps))])
+
+
+def _trained(one: dict[str, Any]) -> str:
+    precision = f" in {one['pretrain_precision']}" if "pretrain_precision" in one else ""
+    return f"{one['pretrain_steps']} x {one['pretrain_rows']} rows{precision}"
 
 
 def _mean(values: list[float]) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.kept import claim
+from bench.kept import claim, difference
 
 
 def test_a_result_is_taken_up_again_under_its_own_settings_alone(tmp_path):
@@ -23,3 +23,9 @@ def test_a_result_whose_settings_were_not_noted_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(SystemExit, match="not noted"):
         claim(tmp_path / "run", {"epochs": 3})
+
+
+def test_a_difference_names_the_setting_alone():
+    one, other = ({"a": 1, "stages": [{"steps": steps, "mix": {}}, {"steps": 3}]} for steps in (5, 9))
+    assert difference(one, other) == "stages.0.steps 5, not 9"
+    assert difference(one, one) == "" and difference({}, {"a": [1, 2]}) == "a None, not [1, 2]"
