@@ -4,7 +4,7 @@ python -m bench.decode [--lengths 2048,8192,32768] [--systems a,b] [--peers PYTH
 
 Systems alternate within a length, a fresh process each; medians. "bound" is the share of the memory bound: the bytes of
 weights and cache that a token must read, over the read bandwidth measured before and after the run. Ratios are against
-the fastest peer of the same length, in any precision.
+the fastest peer of the same length, in any precision; llama.cpp f16 runs with its flash attention and without.
 """
 
 import statistics

@@ -4,6 +4,9 @@ Not a benchmark itself: `bench.decode` and `bench.prefill` run it with `--peers 
 
     python3 -m venv peers && peers/bin/pip install torch transformers safetensors gguf ctranslate2 llama-cpp-python
 
+llama.cpp in f16 stands there twice, with its flash attention and without: which is faster depends on the length and on
+the processor, and a peer gets its best setting.
+
 SYSTEM FOLDER JOB LENGTH -> one line of JSON: seconds, resident MiB after imports, peak MiB. JOB "prepare" writes the
 model in the system's own format beside the folder's; the others are those of `bench.systems`.
 """
@@ -32,10 +35,13 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def llama_cpp(folder: Path, job: str, length: int, kind: str) -> dict[str, float]:
-    """llama-cpp-python; weights and cache in one precision. The cache is filled by reading a prompt."""
+    """llama-cpp-python; weights and cache in one precision. The cache is filled by reading a prompt. A rounded cache
+    needs flash attention."""
+    flash, kind = kind != "f16", kind.removeprefix("flash ")
     path = folder / f"{kind}.gguf"
     if job == "prepare":
-        write_gguf(folder, path, kind)
+        if not path.exists():  # it serves both settings of flash attention
+            write_gguf(folder, path, kind)
         return {}
     import llama_cpp
     import numpy as np
@@ -49,7 +55,7 @@ def llama_cpp(folder: Path, job: str, length: int, kind: str) -> dict[str, float
         n_threads_batch=2,
         n_batch=BATCH,
         n_ubatch=BATCH,
-        flash_attn=kind != "f16",  # a rounded cache needs it; in f16 it is slower here
+        flash_attn=flash,
         type_k=cache,
         type_v=cache,
         verbose=False,
@@ -170,10 +176,12 @@ def write_ctranslate2(folder: Path, made: Path, kind: str) -> None:
 
 SYSTEMS: dict[str, tuple[Callable[[Path, str, int, str], dict[str, Any]], str]] = {
     "llama.cpp f16": (llama_cpp, "f16"),
+    "llama.cpp flash f16": (llama_cpp, "flash f16"),
     "llama.cpp q8_0": (llama_cpp, "q8_0"),
     "CTranslate2 float32": (ctranslate2, "float32"),
     "CTranslate2 int8": (ctranslate2, "int8_float32"),
 }
+BOTH = ("llama.cpp f16", "llama.cpp flash f16")  # two settings of one peer: they are measured together
 
 
 if __name__ == "__main__":

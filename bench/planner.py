@@ -1,7 +1,7 @@
 """The planner against real runs: forecast and measurement of many configurations, a fresh process each.
 
 python -m bench.planner [--seed N --runs 64 --families llama,gpt2] [--threads 2] [--only TEXT] [--json FILE] [--probe]
-    [--device cuda]
+python -m bench.planner --device cuda --seed N [--runs 64]
 
 Without --seed: the written list, by which the heap's shares in plan/forecast.py were set. With --seed: configurations
 drawn at random (shape, strategy, chunk, precision, optimiser, options), by which nothing was set. --families may name
@@ -13,6 +13,7 @@ larger runs, in one process.
 
 import argparse
 import json
+import os
 import random
 from pathlib import Path
 from statistics import median
@@ -135,6 +136,7 @@ def spec_of(family: str, length: int, sizes: dict[str, Any]) -> ModelSpec:
 
 
 FAMILIES = ("llama", "llama", "gpt2")
+RUNS_DRAWN = 64
 KNOWN = ("llama", "gpt2", "bert", "t5", "lstm")
 RUNS = """
 llama 1M: length=256
@@ -369,37 +371,56 @@ def on_gpu(chosen: list[tuple[str, Workload]]) -> None:
     print(f"\n{len(errors)} runs; memory: {summary(errors)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--only", default="", help="configurations whose line holds this")
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="by default as many as there are processors")
+    parser.add_argument("--only", help="configurations whose line holds this")
     parser.add_argument("--json", type=Path, help="append one record a configuration; those in it are not run again")
     parser.add_argument("--seed", type=int, help="draw the configurations with this seed")
-    parser.add_argument("--runs", type=int, default=64, help="how many to draw")
+    parser.add_argument("--runs", type=int, help=f"with --seed: how many to draw, by default {RUNS_DRAWN}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs --seed")
-    parser.add_argument("--families", default="llama,llama,gpt2", help=f"draw from these: {', '.join(KNOWN)}")
+    parser.add_argument("--families", help=f"with --seed: draw from these, of {', '.join(KNOWN)}")
     parser.add_argument("--probe", action="store_true", help="calibrate first")
     options = parser.parse_args()
+    cuda, idle = options.device == "cuda", ()
+    if options.seed is None:
+        if cuda:
+            parser.error("--device cuda draws its configurations: give --seed N")
+        idle, why = ("runs", "families"), "draws configurations, which needs --seed N"
+    elif cuda:
+        idle, why = ("threads", "only", "json", "families", "probe"), "has no meaning with --device cuda"
+    if given := [name for name in idle if getattr(options, name) not in (None, False)]:
+        parser.error(f"--{given[0]} {why}")
+    options.families = tuple(options.families.split(",")) if options.families else FAMILIES
+    if wrong := set(options.families) - set(KNOWN):
+        parser.error(f"--families: {', '.join(sorted(wrong))} is not drawn; there are {', '.join(KNOWN)}")
+    options.runs = RUNS_DRAWN if options.runs is None else options.runs
+    options.threads, options.only = options.threads or 0, options.only or ""
+    return options
+
+
+def kept(path: Path | None, threads: int) -> dict[str, dict[str, Any]]:
+    """The records of a file that were measured with so many threads, by their configurations."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+    return {one["line"]: one for one in map(json.loads, lines) if one.get("threads") == threads}
+
+
+def main() -> None:
+    options = arguments()
+    if options.device == "cuda":
+        on_gpu(drawn_for_a_gpu(options.seed, options.runs))
+        return
     if options.probe:
         print(f"calibration: {calibrate(options.threads)}")
-    machine = this_machine(threads=options.threads)
-    known = {}
-    if options.json and options.json.exists():
-        records = [json.loads(line) for line in options.json.read_text().splitlines()]
-        known = {record["line"]: record for record in records}
+    machine, threads = this_machine(threads=options.threads), options.threads or os.cpu_count() or 1
+    known = kept(options.json, threads)
     memory, time, under, died = [], [], [], []
     print(
         f"{'predicted':>9} {'measured':>9} {'error':>7}   {'predicted':>9} {'measured':>9} {'error':>7}  (MB, seconds)"
     )
     chosen = workloads(options.threads)
-    if options.seed is not None and options.device == "cpu":
-        families = tuple(options.families.split(","))
-        if wrong := set(families) - set(KNOWN):
-            raise SystemExit(f"no family {', '.join(wrong)} is drawn; there are {', '.join(KNOWN)}")
-        chosen = drawn(options.seed, options.runs, options.threads, machine, families)
-    if options.device == "cuda":
-        on_gpu(drawn_for_a_gpu(options.seed or 0, options.runs))
-        return
+    if options.seed is not None:
+        chosen = drawn(options.seed, options.runs, options.threads, machine, options.families)
     for line, workload in chosen:
         if options.only not in line:
             continue
@@ -411,7 +432,7 @@ def main() -> None:
                 died.append((line, fits(forecast, machine)))
                 print(f"{line}: {error}")
                 continue
-            known[line] = {"line": line, "peak": measured.peak, "seconds": measured.seconds}
+            known[line] = {"line": line, "threads": threads, "peak": measured.peak, "seconds": measured.seconds}
             if options.json:
                 with options.json.open("a") as file:
                     file.write(json.dumps(known[line]) + "\n")

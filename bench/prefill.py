@@ -4,6 +4,7 @@ python -m bench.prefill [--lengths 2048,8192,32768] [--systems a,b] [--peers PYT
 
 Systems alternate within a length, a fresh process each; medians. "peak" is the share of the speed of a large matrix
 product in the same precision, causal work counted. "above" is the peak memory over the resident size after imports.
+Ratios are against the fastest peer; llama.cpp f16 runs with its flash attention and without.
 """
 
 from bench.systems import alternating, parsed, prefill_operations, product_speed, typical

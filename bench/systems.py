@@ -192,6 +192,10 @@ def measure(name: str, folder: Path, job: str, length: int, peers: str = "") -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def peer(name: str) -> bool:
+    return not name.startswith("handscroll")
+
+
 def parsed(description: str | None) -> argparse.Namespace:
     """The options of a benchmark that calls `alternating`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,11 +204,19 @@ def parsed(description: str | None) -> argparse.Namespace:
     parser.add_argument("--peers", default="", help="an interpreter with llama.cpp and CTranslate2 (bench/foreign.py)")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
-    options.systems = (options.systems or ",".join([*SYSTEMS, *(foreign.SYSTEMS if options.peers else ())])).split(",")
-    if unknown := [name for name in options.systems if name not in {**SYSTEMS, **foreign.SYSTEMS}]:
-        raise SystemExit(f"no system {unknown[0]!r}; there are {', '.join({**SYSTEMS, **foreign.SYSTEMS})}")
-    if not options.peers and any(name in foreign.SYSTEMS for name in options.systems):
-        raise SystemExit("llama.cpp and CTranslate2 run in an environment of their own: give its python as --peers")
+    known = {**SYSTEMS, **foreign.SYSTEMS}
+    names = (options.systems or ",".join([*SYSTEMS, *(foreign.SYSTEMS if options.peers else ())])).split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--systems: there is no {unknown[0]!r}; there are {', '.join(known)}")
+    if not options.peers and any(name in foreign.SYSTEMS for name in names):
+        parser.error("llama.cpp and CTranslate2 run in an environment of their own: give its python as --peers")
+    if not any(peer(name) for name in names):
+        parser.error(
+            "--systems names no peer, and all are compared with the fastest: add one, such as one of "
+            f"{', '.join(name for name in known if peer(name))}"
+        )
+    more = [name for name in foreign.BOTH if name not in names and set(foreign.BOTH) & set(names)]
+    options.systems = [*names, *more]
     return options
 
 
@@ -232,8 +244,9 @@ def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, di
                         flush=True,
                     )
             seconds = {name: typical(got, "seconds") for name, got in runs.items()}
-            best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
-            yield length, runs, {name: best / value for name, value in seconds.items()}
+            best = min(filter(peer, names), key=seconds.__getitem__)
+            print(f"{length:>8} the fastest peer is {best}", flush=True)
+            yield length, runs, {name: seconds[best] / value for name, value in seconds.items()}
 
 
 def typical(runs: list[dict], what: str) -> float:
