@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from handscroll.base.config import apply_override
+from handscroll.base.errors import DataError
 from handscroll.cache.reading.store import Store
 from handscroll.data.table.read import read_table
 from handscroll.data.table.table import Table
@@ -106,10 +107,15 @@ def main() -> None:
             shown = chosen(pool, count) if count else None
             score, seconds = at(task.read(shown, {}).examples if shown else ())
             print(f"{count:5} shots: {score}  ({seconds:.0f} s)", flush=True)
-            if shown:
+            if shown is None:
+                continue
+            try:
                 other = tuned(values, {"train": shown, "test": tests}, seconds, folder / str(count))
-                print(f"{count:5} examples, LoRA of {seconds:.0f} s: {other}", flush=True)
-                overtaken = count if overtaken is None and other.value > score.value else overtaken
+            except DataError as error:  # such as one example, which has one label
+                print(f"{count:5} examples, no LoRA: {error}", flush=True)
+                continue
+            print(f"{count:5} examples, LoRA of {seconds:.0f} s: {other}", flush=True)
+            overtaken = count if overtaken is None and other.value > score.value else overtaken
         print("a LoRA overtakes at " + (f"{overtaken:,} examples" if overtaken else "none of these numbers"))
 
 

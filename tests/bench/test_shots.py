@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from bench import shots
+from handscroll.base.errors import DataError
 from handscroll.data.table.table import Table
 
 
 @pytest.fixture
-def seen(monkeypatch, tmp_path):
-    """What a run of 1 and 4 shots showed, by number, and what it tuned on."""
+def seen(monkeypatch, tmp_path, capsys):
+    """What a run of 1, 2 and 4 shots showed, by number, and what it tuned on; one example is too few for that."""
     rows = "".join(f"{number % 2}\ttext {number}\n" for number in range(40))
     (tmp_path / "train.tsv").write_text(rows, encoding="utf-8")
     (tmp_path / "test.tsv").write_text("0\tnew a\n1\tnew b\n", encoding="utf-8")
@@ -41,6 +42,8 @@ def seen(monkeypatch, tmp_path):
         rows = {name: [json.loads(line)["text"] for line in found] for name, found in lines.items()}
         assert rows["test"] == ["new a", "new b"] and recipe.data.most == recipe.data.held_out == 0
         found["tuned"].append(rows["train"])
+        if len(rows["train"]) == 1:
+            raise DataError("all 1 examples have the label '0'")
         for _ in range(3):
             options.on_record({})
         return SimpleNamespace(progress=SimpleNamespace(step=3), scores={"test": {"accuracy": score}})
@@ -52,21 +55,25 @@ def seen(monkeypatch, tmp_path):
     ticks = iter(range(10_000))
     monkeypatch.setattr(shots, "monotonic", lambda: next(ticks))
     files = [str(tmp_path / name) for name in ("train.tsv", "test.tsv")]
-    command = ["shots", "model", "classify", *files, "--counts", "0,1,4", "--names", "label,text"]
+    command = ["shots", "model", "classify", *files, "--counts", "0,1,2,4", "--names", "label,text"]
     monkeypatch.setattr("sys.argv", command)
     shots.main()
-    return found
+    return found | {"said": capsys.readouterr().out}
 
 
 def test_the_lora_learns_from_the_examples_that_the_prompts_show(seen):
     none, *shown = seen["shown"]
-    assert none == [] and [len(one) for one in shown] == [1, 4]
-    assert seen["tuned"] == [shown[0], shown[0], shown[1], shown[1]]  # a trial, then the run
-    assert shown[1][0] == shown[0][0], "a larger number begins with the smaller one"
+    assert none == [] and [len(one) for one in shown] == [1, 2, 4]
+    assert seen["tuned"][1:] == [shown[1], shown[1], shown[2], shown[2]]  # a trial, then the run
+    assert shown[2][:2] == shown[1] and shown[1][:1] == shown[0], "a larger number begins with the smaller one"
+
+
+def test_examples_that_cannot_be_tuned_on_do_not_end_the_run(seen):
+    assert seen["tuned"][0] == seen["shown"][1] and "1 examples, no LoRA: all 1 examples" in seen["said"]
 
 
 def test_each_number_of_shots_has_a_store_of_its_own(seen):
-    assert len(set(seen["stores"])) == 3
+    assert len(set(seen["stores"])) == 4
 
 
 def test_the_chosen_rows_are_those_of_a_random_order():
