@@ -5,8 +5,9 @@ several files are given, one that cannot be used is named, left out and counted 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from handscroll.text.epub import read_epub
 from handscroll.text.files import BOOKS, PAGES, ROWS, Files, Paths, blocks, kind, looks_like
 from handscroll.text.html import declared_encoding, page_text
 from handscroll.text.pdf import read_pdf
-from handscroll.text.rows import TEXT_KEYS, rows, text_of
+from handscroll.text.rows import TEXT_KEYS, Row, rows, text_of, whole_row
 
 __all__ = ["Document", "Reader", "files_of", "read"]
 _log = logging.getLogger("handscroll.files")
@@ -31,11 +32,14 @@ class Reader:
     key: the key of a JSON line, or the column of a table, that holds the text; by default `text`, else `content`.
     encoding: overrides the detection (byte order mark, UTF-8, then gb18030 that reads like Chinese).
     skip_pictures: pages of a PDF that are only pictures are left out; otherwise they are read by OCR, or refused.
+    whole_rows: without a `key`, a row that has neither `text` nor `content` is read with all its names and values, and
+        the log says so; otherwise it is refused.
     """
 
     key: str | None = None
     encoding: str | None = None
     skip_pictures: bool = False
+    whole_rows: bool = False
 
     def read(self, paths: Paths) -> Iterator[Document]:
         """Documents of files, folders (recursive, sorted, without hidden names and unknown suffixes) and globs.
@@ -102,15 +106,31 @@ class Reader:
     def _rows(self, file: Path) -> Iterator[Document]:
         """A document a line or row. Empty cells of a table are counted; an empty text in JSON is refused."""
         names = TEXT_KEYS if self.key is None else (self.key,)
-        empty, first, table = 0, "", kind(file) != ".jsonl"
-        for where, values in rows(file, names, self.encoding):
+        empty, first, table, whole = 0, "", kind(file) != ".jsonl", 0
+        for where, values in self._by_columns(file, names):
             name = next((one for one in names if one in values), "")
+            if not name and self.whole_rows and self.key is None:
+                whole += 1
+                yield Document(whole_row(values, where), where, values)
+                continue
             if table and name and where != str(file) and values[name] in (None, ""):
                 empty, first = empty + 1, first or where
                 continue
             yield Document(text_of(values, where, self.key), where, values)
         if empty:
             _log.warning("%s: %s rows without text were left out, the first is %s", file, f"{empty:,}", first)
+        if whole:
+            told = "%s: %s rows have no column named text or content; they are read with all their names and values"
+            _log.warning(told, file, f"{whole:,}")
+
+    def _by_columns(self, file: Path, names: Sequence[str]) -> Iterator[Row]:
+        """The rows of a file; a Parquet file that has none of the names gives all its columns if they are asked for."""
+        read = rows(file, names, self.encoding)
+        where, values = next(read)
+        if where == str(file) and self.whole_rows and self.key is None:
+            yield from rows(file, None, self.encoding)
+        else:
+            yield from chain([(where, values)], read)
 
 
 _BOOKS: dict[str, Callable[[Path, Reader], Document]] = {

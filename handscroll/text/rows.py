@@ -20,8 +20,9 @@ _PACKED = 1 << 31  # most bytes of a column in one row group of a Parquet file
 Row = tuple[str, dict[str, Any]]
 
 
-def rows(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+def rows(file: Path, columns: Sequence[str] | None, encoding: str | None) -> Iterator[Row]:
     """(where, values by name) of every row; `columns` are those that are asked for, which Parquet files read alone.
+    None asks for all.
 
     Raises:
         DataError: the file is damaged or empty, or a row is not one of its kind; names the line or row.
@@ -48,8 +49,27 @@ def text_of(values: dict[str, Any], where: str, key: str | None) -> str:
     if not isinstance(text, str) or not text:
         what = "is empty" if text == "" else f"holds {_named(text)}, not text"
         raise DataError(f"{where}: '{name}' {what}; remove the line or name another key (--key)")
+    return _sound(text, where, f"'{name}'")
+
+
+def whole_row(values: dict[str, Any], where: str) -> str:
+    """The names and values of a row, one pair a line.
+
+    Raises:
+        DataError: a value is not text.
+    """
+    return _sound("\n".join(f"{name}: {_written(value)}" for name, value in values.items()), where, "the row")
+
+
+def _written(value: Any) -> str:
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return "" if value is None else str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _sound(text: str, where: str, what: str) -> str:
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"{where}: '{name}' holds a NUL or half a surrogate pair, which is not text; repair the line")
+        raise DataError(f"{where}: {what} holds a NUL or half a surrogate pair, which is not text; repair the line")
     return text
 
 
@@ -109,13 +129,13 @@ def _named(value: Any) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-def _json_lines(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+def _json_lines(file: Path, columns: Sequence[str] | None, encoding: str | None) -> Iterator[Row]:
     for number, line in lines(file, encoding):
         if line.strip():
             yield f"{file}:{number}", json_object(line, f"{file}:{number}")
 
 
-def _table(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+def _table(file: Path, columns: Sequence[str] | None, encoding: str | None) -> Iterator[Row]:
     csv.field_size_limit(CELL)
     numbered = (line + "\n" for _, line in lines(file, encoding))
     first = next(numbered, "")
@@ -159,13 +179,13 @@ def arrow(file: Path, what: str = "Parquet file") -> Iterator[None]:
         raise DataError(f"{file}: not a {what} that can be read ({first}); write it again") from None
 
 
-def _parquet(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+def _parquet(file: Path, columns: Sequence[str] | None, encoding: str | None) -> Iterator[Row]:
     with arrow(file):
         from pyarrow import parquet
 
         with parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            taken = [name for name in columns if name in names]
+            taken = names if columns is None else [name for name in columns if name in names]
             if not taken:
                 yield f"{file}", dict.fromkeys(names)  # whoever asks says what it looks for
                 return
@@ -193,7 +213,7 @@ def check_groups(about: Any, columns: Sequence[str], file: Path) -> None:
                 )
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str], str | None], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str] | None, str | None], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".csv": _table,
     ".tsv": _table,

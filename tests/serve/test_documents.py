@@ -126,6 +126,13 @@ def test_the_rows_of_a_table_are_shown_together_and_cited_one_by_one(keyed):
     assert first <= 335 <= last < first + 30 and rows[333] in hit["text"]
 
 
+def test_a_table_without_a_text_column_is_read_with_all_its_columns(keyed):
+    about = uploaded(keyed, "people.csv", b"name,city\nAda,London\nGrace,New York\n")
+    text = keyed.http.get(f"/v1/documents/{about['id']}/text").json()["text"]
+    assert text == "name: Ada\ncity: London\n\nname: Grace\ncity: New York\n\n"
+    assert "2 rows have no column named text or content" in about["notes"][0]
+
+
 @pytest.mark.parametrize(("name", "data", "status", "said"), [
     ("a.exe", b"MZ", 415, "unknown suffix"),
     ("a.txt", b"", 422, "empty"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handscroll.base.errors import DataError
-from handscroll.text.readers import read
+from handscroll.text.readers import Reader, read
 from tests.naming import naming
 
 CHINESE = "　　却说贾雨村授了应天府，一到任就有件人命官司详至案下，却是两家争买一婢，各不相让，以致殴伤人命。\r\n"
@@ -16,6 +16,29 @@ DATA = Path(__file__).parents[2] / "../shared/data"
 
 def texts(*paths, **settings):
     return [document.text for document in read(paths, **settings)]
+
+
+def test_rows_without_a_text_column_are_read_whole_where_that_is_asked_for(tmp_path, caplog):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.csv").write_text("name,city\nAda,London\nGrace,\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"name": "Ada", "of": ["x"], "old": null, "ok": true}\n')
+    parquet.write_table(pyarrow.table({"name": ["Ada"], "age": [36]}), tmp_path / "c.parquet")
+    whole = Reader(whole_rows=True)
+    assert [document.text for document in whole.read(tmp_path / "a.csv")] == [
+        "name: Ada\ncity: London",
+        "name: Grace\ncity: ",
+    ]
+    assert "2 rows have no column named text or content" in caplog.text
+    assert [document.text for document in whole.read(tmp_path / "b.jsonl")] == [
+        "one",
+        'name: Ada\nof: ["x"]\nold: \nok: true',
+    ]
+    assert [document.text for document in whole.read(tmp_path / "c.parquet")] == ["name: Ada\nage: 36"]
+    for name in ("a.csv", "c.parquet"):
+        with pytest.raises(DataError, match="neither 'text' nor 'content'"):
+            texts(tmp_path / name)
+        with pytest.raises(DataError, match="no key 'body'"):
+            list(Reader("body", whole_rows=True).read(tmp_path / name))
 
 
 def test_plain_text_is_exact(tmp_path):

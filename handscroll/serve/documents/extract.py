@@ -41,12 +41,12 @@ def extracted(file: Path) -> dict[str, Any]:
     """The text of a file, its places and what was left out of it; or the error."""
     from handscroll.base.errors import HandscrollError
     from handscroll.serve.documents.rows import row
-    from handscroll.text.readers import read
+    from handscroll.text.readers import Reader
 
     notes = _Notes()
     logging.getLogger("handscroll.files").addHandler(notes)
     try:
-        found = list(read([file]))
+        found = list(Reader(whole_rows=True).read([file]))
     except HandscrollError as error:
         return {"error": _named(str(error).removeprefix(f"{file}: "), file)}
     if len(found) == 1:
