@@ -63,13 +63,18 @@ Report = Annotated[
 def keep(records: Sequence[dict[str, Any]], json_out: Path | None, report: Path | None) -> None:
     """Write the records and the page that were asked for, and say where.
 
-    Each record gets `made`: the command, the seconds since it started, and the version, beside what was measured.
+    Each record gets `made`: the command, the seconds since it started, and the version, beside what was measured. In
+    the command of an exposure the secrets are masked.
     """
     from handscroll import __version__
     from handscroll.base.runs import write_file
     from handscroll.report import evaluation_page, write
+    from handscroll.report.secrets import masked
 
-    command = shlex.join(["handscroll", *sys.argv[1:]])
+    words = ["handscroll", *sys.argv[1:]]
+    if any(record["kind"] == "exposure" for record in records):
+        words = [masked(word) for word in words]
+    command = shlex.join(words)
     made = {"command": command, "seconds": round(time.monotonic() - _BEGUN, 1), "version": __version__}
     told = [{**record, "made": made} for record in records]
     if json_out is not None:

@@ -25,6 +25,7 @@ def report(
     from handscroll.report import evaluation_page, write
     from handscroll.report.changes import changes_section
     from handscroll.report.runs import names_of, read_run, side_by_side
+    from handscroll.report.secrets import without_secrets
 
     if len(records) > 2:
         raise ConfigError(f"{len(records)} files of records: give one, or two to compare")
@@ -36,7 +37,8 @@ def report(
     page = evaluation_page(shown, title=name, language=language, first=changes)
     screen().print(f"report: {write(page, out)}")
     if json_out is not None:
-        content = {"title": page.title, "about": page.subtitle, "made": dict(page.provenance), "records": shown}
+        content = {"title": page.title, "about": page.subtitle, "made": dict(page.provenance)}
+        content["records"] = [without_secrets(one) for one in shown]
         write_file(json_out, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
         screen().print(f"JSON: {json_out}")
 

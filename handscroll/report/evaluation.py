@@ -31,6 +31,7 @@ from handscroll.report.records import (
     Views,
     parse_records,
 )
+from handscroll.report.secrets import masked
 from handscroll.report.tasks import plan_section, task_section
 from handscroll.report.ticks import compact
 from handscroll.report.views import doctor_section, leak_section, runtimes_section, views_section
@@ -300,6 +301,11 @@ def _code(text: str, caption: str) -> Code:
     return Code(f"{text[:half]}\n\n[…]\n\n{text[-half:]}", note)
 
 
+def _command(record: Record) -> str:
+    command = record.made.command if record.made else ""
+    return masked(command) if isinstance(record, Exposure) else command
+
+
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
     losses, needles = _of(records, Perplexity), _of(records, Needle)
     rows: dict[str, list[str]] = {
@@ -314,7 +320,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
             for one in records
             if (seen := one.certificate) is not None
         ],
-        "Command": [one.made.command for one in records if one.made and one.made.command],
+        "Command": [_command(one) for one in records if one.made and one.made.command],
         "Time": [
             say("{minutes} min", minutes=f"{one.made.seconds / 60:.1f}")
             for one in records

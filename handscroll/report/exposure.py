@@ -3,6 +3,7 @@
 from handscroll.report.language import say
 from handscroll.report.page import Section, Table
 from handscroll.report.records import Exposure
+from handscroll.report.secrets import HIDDEN
 
 
 def exposure_section(record: Exposure) -> Section:
@@ -10,7 +11,7 @@ def exposure_section(record: Exposure) -> Section:
     lead = say("A secret that a model never read has {bits} bits on average.", bits=f"{record.unread:.1f}")
     rows = [
         (
-            f"{one.before}{{{{…}}}}{one.after}",
+            f"{one.before}{HIDDEN}{one.after}",
             say("{rank} of {among}", rank=f"{one.rank:,}", among=f"{one.among:,}"),
             say("{bits} of {most}", bits=f"{one.bits:.1f}", most=f"{one.most:.1f}"),
             f"{one.chance:.1%}",

@@ -71,14 +71,18 @@ def test_what_cannot_be_ranked_is_refused(taught):
         exposure(taught, Secret.parse("word " * 3000 + "{{1234}}"))
 
 
-def test_the_command(taught, tmp_path):
+def test_the_command(taught, tmp_path, monkeypatch):
     taught.save(tmp_path / "taught")
+    monkeypatch.setattr("sys.argv", ["handscroll", "evaluate", "exposure", "taught", "--secret", TEXT])
     told = CliRunner().invoke(app, ["evaluate", "exposure", str(tmp_path / "taught"), "--secret", TEXT, "--json",
                                str(tmp_path / "out.jsonl"), "--among", "200"])  # fmt: skip
     assert told.exit_code == 0, told.output
     assert "1 of 200" in told.output
     (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert record["secrets"][0]["bits"] == pytest.approx(math.log2(200))
+    assert record["secrets"][0]["secret"] == "48151623"
+    command = record["made"]["command"]
+    assert "--secret 'The code of the safe is {{…}}.'" in command and "48151623" not in command
 
 
 def test_an_adapter_is_compared_with_its_base(tiny_folder, monkeypatch):

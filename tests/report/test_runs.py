@@ -120,6 +120,19 @@ def test_exposure_is_shown_without_the_secrets():
     assert "2 of 20" in html and "3.3 of 4.3" in html and "The code is {{…}}." in html and "48151623" not in html
 
 
+def test_no_secret_leaves_the_records_by_the_command_that_ranked_it(tmp_path):
+    """Records of earlier versions have the whole command."""
+    made = {"command": "handscroll evaluate exposure m --secret 'The code is {{48151623}}.'", "seconds": 1.0}
+    (tmp_path / "x.jsonl").write_text(json.dumps(EXPOSURE | {"made": made}) + "\n", encoding="utf-8")
+    words = [str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json")]
+    told = CliRunner().invoke(app, ["report", *words])
+    assert told.exit_code == 0, told.output
+    for name in ("x.html", "x.json"):
+        shown = (tmp_path / name).read_text(encoding="utf-8")
+        assert "48151623" not in shown and "The code is {{…}}." in shown, name
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["records"][0]["secrets"][0]["rank"] == 2
+
+
 def test_two_runtimes_are_shown_by_position():
     html = render(evaluation_page([RUNTIMES]))
     assert "own a leaves GGUF b at token 40 by more than 0.05 nats." in html and "1 to 63" in html and "0.75" in html
