@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handscroll.cli.options import Adapter, Device, Weights, say_cut, say_weights
+from handscroll.cli.options import Adapter, Device, Plain, Weights, say_cut, say_defaults, say_weights
 from handscroll.cli.read import OwnerOption, StoreOption
 from handscroll.cli.records import folder_to_write
 from handscroll.cli.screen import bar, error_screen, screen, table
@@ -25,6 +25,7 @@ def explain(
     tried: Annotated[int, typer.Option(help="Passages that are left out in turn, by attention.")] = 3,
     alternatives: Annotated[int, typer.Option(help="Other tokens shown at each place of the answer; 0: none.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the model's own answer.")] = 256,
+    plain: Plain = False,
     template: Annotated[str, typer.Option(help="What follows the document, with {question} in it.")] = "",
     model: Annotated[str, typer.Option(help="The model, if it was moved since the reading.")] = "",
     store: StoreOption = None,
@@ -50,10 +51,12 @@ def explain(
     kept = Store(store, owner)
     about, _ = kept.named(name)
     lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
+    if not answer:
+        say_defaults(lm, {"temperature": 0.0, "plain": plain})
     say_weights(weights)
     asked = Question(name, question, template.replace("\\n", "\n"))
     with bar("looking", None) as advance:
-        made = why(lm, asked, kept, answer, how, lambda done, total: advance(done, "", total))
+        made = why(lm, asked, kept, answer, how, lambda done, total: advance(done, "", total), plain)
     say_cut(max_tokens)(made.finish)
     if report is not None:
         from handscroll.report.explanation import explanation_page

@@ -7,6 +7,7 @@ read once, and requests are batched by their length.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ NAME = "handscroll"
 NEW = 256  # tokens of an answer where a task does not say, as in lm-eval's own models
 TOGETHER = 8192  # most tokens of a batch of prompts, with padding and the tokens that may follow
 _SAMPLES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_DEVICE = re.compile(r"""(?:^|[,{\s])["']?device["']?\s*[=:]""")
 _log = logging.getLogger("handscroll.harness")
 
 Pair = tuple[list[int], list[int]]
@@ -57,15 +59,37 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def arguments_of(given: Sequence[str]) -> list[str]:
-    """The arguments for lm-eval: where a run names no model it is ours, and without --device the processor is taken
-    (lm-eval's own default is a GPU, whether there is one or not)."""
+    """The arguments for lm-eval: where a run names no model it is ours, and where it names no device, as --device or
+    in --model_args, the processor is taken (lm-eval's own default is a GPU, whether there is one or not).
+
+    Raises:
+        ConfigError: the device is named in both places, which lm-eval cannot read.
+    """
     runs = given and (given[0].startswith("-") or given[0] == "run") and not {"-h", "--help"} & set(given)
-    missing = [
-        (name, value)
-        for name, value in (("--model", NAME), ("--device", "cpu"))
-        if runs and not any(one == name or one.startswith(f"{name}=") for one in given)
-    ]
-    return [*given, *(word for pair in missing for word in pair)]
+    if not runs:
+        return list(given)
+    inside = any(map(_DEVICE.search, _model_args(given)))
+    if inside and _names(given, "--device"):
+        raise ConfigError("the device stands in --device and as device=... in --model_args: leave out one of the two")
+    filled = list(given) if _names(given, "--model") else [*given, "--model", NAME]
+    return filled if inside or _names(given, "--device") else [*filled, "--device", "cpu"]
+
+
+def _names(given: Sequence[str], option: str) -> bool:
+    return any(one == option or one.startswith(f"{option}=") for one in given)
+
+
+def _model_args(given: Sequence[str]) -> Iterator[str]:
+    """The words of --model_args: name=value with commas or blanks between them, or a JSON object."""
+    within = False
+    for word in given:
+        if word.startswith("-"):
+            option, _, rest = word.partition("=")
+            within = option in ("--model_args", "-a")
+            if within and rest:
+                yield rest
+        elif within:
+            yield word
 
 
 @cache
@@ -114,7 +138,8 @@ class _Answers:
         super().__init__()
         allowed = {"weights": "", "adapter": None, "certificate": None, "batch_size": 1, "max_batch_size": None}
         if unknown := [name for name in others if name not in allowed]:
-            raise ConfigError(f"unknown argument '{unknown[0]}' in --model_args: {nearest(unknown[0], allowed)}")
+            names = ["path", "dtype", "device", "max_length", "add_bos_token", *allowed]
+            raise ConfigError(f"unknown argument '{unknown[0]}' in --model_args: {nearest(unknown[0], names)}")
         given = allowed | others
         if str(given["batch_size"]) not in ("1", "auto") or given["max_batch_size"] not in (None, "None"):
             raise ConfigError(

@@ -112,16 +112,20 @@ def explain(
     answer: str = "",
     how: Explaining = USUAL,
     on_look: OnLook = lambda done, total: None,
+    plain: bool = False,
 ) -> Explanation:
-    """Explain the answer to a question about a saved reading; without `answer`, the model's own (greedy) is explained.
+    """Explain the answer to a question about a saved reading.
+
+    Without `answer`, the model's own is explained, as `ask` gives it with temperature 0: under the repetition penalty
+    that the checkpoint recommends, unless `plain`.
 
     Raises:
         ConfigError: the model keeps no keys, or the errors of `generate/ask.py: asked`. DataError: the answer is empty,
             or the document does not stand among the tokens as it is.
     """
     lm.model.spec.require("an explanation", forward=True, one_text=True, keys=True, head=True)
-    settings: AskSettings = {"max_tokens": how.max_tokens, "temperature": 0.0}
-    found = asked(lm.model, lm.tokenizer, store, question, settings)
+    settings: AskSettings = {"max_tokens": how.max_tokens, "temperature": 0.0, "plain": plain}
+    found = asked(lm.model, lm.tokenizer, store, question, lm.defaults.under(settings))
     if found.request.reading is None:
         raise ConfigError(f"'{question.name}' does not serve this request: read the text again with more room")
     ids = found.request.prompt[: found.request.reading.length]

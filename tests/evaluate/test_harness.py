@@ -172,3 +172,27 @@ def test_the_command_fills_in_model_and_device():
     assert harness.HandscrollLM is harness.adapter()  # what the entry point of later releases names
     for words in ([], ["--help"], ["ls", "tasks"]):
         assert harness.arguments_of(words) == words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model_args", "path=x,device=cpu"], ["--model_args", "path=x", "device=cuda"], ["-a", "device=cpu,path=x"],
+        ["--model_args=path=x,device=cpu"], ["--model_args", '{"path": "x", "device": "cpu"}'],
+    ],
+)  # fmt: skip
+def test_a_device_among_the_models_arguments_is_the_only_one(words):
+    given = [*words, "--tasks", "a"]
+    assert harness.arguments_of(given) == [*given, "--model", "handscroll"]
+    with pytest.raises(ConfigError, match=naming("--device", "--model_args")):
+        harness.arguments_of([*given, "--device", "cpu"])
+
+
+def test_a_path_that_ends_in_device_names_none():
+    given = ["--model_args", "path=my_device=cpu", "--tasks", "device=a", "--model", "hf"]
+    assert harness.arguments_of(given) == [*given, "--device", "cpu"]
+
+
+def test_a_misspelt_argument_is_shown_all_names(folder):
+    with pytest.raises(ConfigError, match=naming("devise", "did you mean 'device'", "path", "dtype", "max_length")):
+        harness.adapter()(str(folder), devise="cpu")

@@ -1,6 +1,7 @@
 """Why an answer: masses and hidden passages against the reference library, and a sentence that an answer needs."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -144,6 +145,25 @@ def test_a_given_answer_is_explained_and_nothing_is_marked_without_a_cause(start
         made.finish == "" and made.answer == " 77" and not made.causes and made.together == 0 and made.agreement is None
     )
     assert made.likelihood < -2 and json.dumps(made.record())
+
+
+def test_the_answer_is_the_one_that_ask_gives(starter, store, folder, monkeypatch, tmp_path):
+    """Under the checkpoint's repetition penalty, unless it is to be left out."""
+    copied = shutil.copytree(STARTER, tmp_path / "starter")
+    (copied / "generation_config.json").write_text('{"repetition_penalty": 5.0}', encoding="utf-8")
+    lm = handscroll.load(copied)
+    how, question = Explaining(passage=32, tried=0, max_tokens=8), Question("code", ASKED, "{question}")
+    answers = []
+    for plain in (False, True):
+        asked = lm.ask("code", ASKED, store, "{question}", max_tokens=8, temperature=0.0, plain=plain)
+        answers.append(explain(lm, question, store, how=how, plain=plain).answer)
+        assert answers[-1] == asked
+    assert answers[0] != answers[1]
+    where = ["--store", str(folder), "--template", "{question}", "--max-tokens", "8", "--model", str(copied)]
+    shown = CliRunner().invoke(app, ["explain", "code", ASKED, *where])
+    assert answers[0].strip() in shown.stdout and "repetition_penalty 5.0" in shown.stderr
+    shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--plain", *where])
+    assert answers[1].strip() in shown.stdout and "recommends" not in shown.stderr
 
 
 def test_passages_hold_every_token_once(starter, text):
