@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handscroll.cli.options import Adapter, Device, Plain, Weights, say_cut, say_defaults, say_weights
-from handscroll.cli.read import OwnerOption, StoreOption
+from handscroll.cli.read import OwnerOption, StoreOption, model_of, say_kept
 from handscroll.cli.records import folder_to_write
 from handscroll.cli.screen import bar, error_screen, screen, table
 
@@ -44,16 +44,16 @@ def explain(
     from handscroll.explain.why import Explaining
     from handscroll.explain.why import explain as why
     from handscroll.generate.ask import Question
-    from handscroll.lm import load
 
     values = {"passage": passage, "tried": tried, "alternatives": alternatives, "max_tokens": max_tokens}
     how = Explaining.parse(values, "explain")
     kept = Store(store, owner)
     about, _ = kept.named(name)
-    lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
+    lm = model_of(name, about, model, adapter, (device, weights))
     if not answer:
         say_defaults(lm, {"temperature": 0.0, "plain": plain})
     say_weights(weights)
+    say_kept(name, about)
     asked = Question(name, question, template.replace("\\n", "\n"))
     with bar("looking", None) as advance:
         made = why(lm, asked, kept, answer, how, lambda done, total: advance(done, "", total), plain)

@@ -96,6 +96,14 @@ def say_weights(weights: str) -> None:
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)")
 
 
+def say_cache(policy: str, why: str) -> None:
+    """Say on standard error that a cache is approximate, if it is; `why` it is used."""
+    from handscroll.cache.table import kind_of
+
+    if not kind_of(policy).exact:
+        error_screen().print(f"approximate: {why} (docs/generate.md says how far)")
+
+
 def say_defaults(lm: "LM", settings: Any) -> None:
     """Name the settings that come from the checkpoint, on standard error."""
     from handscroll.generate.defaults import told

@@ -3,11 +3,11 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cli.options import (
     FILES,
     Adapter,
@@ -25,6 +25,7 @@ from handscroll.cli.options import (
     given,
     one_cache,
     reader,
+    say_cache,
     say_cut,
     say_defaults,
     say_weights,
@@ -32,8 +33,12 @@ from handscroll.cli.options import (
 )
 from handscroll.cli.screen import bar, error_screen, screen, table
 
+if TYPE_CHECKING:
+    from handscroll.cache.reading.about import About
+    from handscroll.lm import LM
+
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the readings. [~/.local/share/handscroll]")
+    Path | None, typer.Option("--store", help="Folder of the readings. [~/.local/share/handscroll/readings]")
 ]
 OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners never see each other's.")]
 
@@ -83,6 +88,7 @@ def read(
     kept = Store(store, owner, int(limit * 1e9))
     say_weights(weights)
     policy: str | Choice = cache or "full"
+    say_cache(cache or "full", f"--cache {cache}")
     if kv_budget:
         guard = GUARD if kv_guard is None else kv_guard
         policy = choose_reading(lm.model, lm.tokenizer, ids, room, kv_budget, guard)
@@ -132,11 +138,10 @@ def ask(
     """Answer QUESTION about the text of reading NAME; only the answer goes to standard output."""
     from handscroll.cache.reading.store import Store
     from handscroll.generate.ask import AskSettings
-    from handscroll.lm import load
 
     kept = Store(store, owner)
     about, _ = kept.named(name)
-    lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
+    lm = model_of(name, about, model, adapter, (device, weights))
     text = text_or_input(question)
     settings: AskSettings = given(
         max_tokens=max_tokens,
@@ -151,11 +156,39 @@ def ask(
     )
     say_defaults(lm, settings)
     say_weights(weights)
+    say_kept(name, about)
     template = template.replace("\\n", "\n")
     for piece in lm.ask_stream(name, text, kept, template, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo("")
+
+
+def model_of(name: str, about: "About", model: str, adapter: list[str] | None, how: tuple[str, str]) -> "LM":
+    """The model that read `name`, or the one that is given in its place; `how` are its device and its weights.
+
+    Raises:
+        CheckpointError: the model is no longer where it was.
+    """
+    from handscroll.lm import load
+
+    device, weights = how
+    try:
+        return load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
+    except CheckpointError as error:
+        if model or adapter:
+            raise
+        also = ", and its adapters with --adapter" if about.adapters else ""
+        raise CheckpointError(
+            f"'{name}' was read with the model {about.source}, which cannot be loaded: {error}. If it was moved, say "
+            f"where it is with --model{also}"
+        ) from None
+
+
+def say_kept(name: str, about: "About") -> None:
+    """Say on standard error that a reading is approximate, if it is."""
+    policy = about.identity.policy
+    say_cache(policy, f"'{name}' was read with --cache {policy}")
 
 
 def readings(
@@ -176,11 +209,12 @@ def readings(
     for name, (number, length) in kept.names().items():
         try:
             about, _ = kept.named(name)
-            rows.append([name, f"{length:,}", f"{kept.size(number) / 1e6:,.0f}", about.identity.dtype, about.source])
+            size, how = f"{kept.size(number) / 1e6:,.0f}", about.identity
+            rows.append([name, f"{length:,}", size, how.dtype, how.policy, about.source])
         except ValueError:  # evicted
-            rows.append([name, f"{length:,}", "evicted", "", number])
+            rows.append([name, f"{length:,}", "evicted", "", "", number])
     title = f"{kept.nbytes / 1e6:,.0f} MB in {kept.folder}"
-    screen().print(table(["reading", "tokens", "MB", "dtype", "model"], rows, title))
+    screen().print(table(["reading", "tokens", "MB", "dtype", "cache", "model"], rows, title))
 
 
 def register(app: typer.Typer) -> None:

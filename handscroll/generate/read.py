@@ -12,7 +12,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.names import check_name
+from handscroll.cache.reading.names import Origin, check_name
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
@@ -88,7 +88,7 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
             check_name(name)
     number = _read_into(store, model, identity_of(model, tokenizer, total, text.policy), text)
     if text.name:
-        store.name(text.name, number, len(text.ids), text.document)
+        store.name(text.name, number, len(text.ids), text.document, Origin(text.source, text.adapters))
     return store.open(number).part(len(text.ids))
 
 

@@ -201,6 +201,14 @@ def test_the_command(store, folder, tmp_path):
     assert shown.exit_code == 0 and "[cut" not in shown.output
 
 
+def test_an_approximate_reading_is_announced(starter, text, store, folder):
+    starter.read(text, Store(folder), "rounded", room=64, policy="int8")
+    where = ["--answer", " 59148", "--tried", "0", "--store", str(folder)]
+    for name, said in (("rounded", True), ("code", False)):
+        shown = CliRunner().invoke(app, ["explain", name, ASKED, *where])
+        assert shown.exit_code == 0 and ("approximate" in shown.stderr) == said, shown.output
+
+
 def test_what_cannot_be_explained(tiny_folder, store, tmp_path):
     lm = handscroll.load(tiny_folder)
     with pytest.raises(ConfigError, match="another"):

@@ -1,6 +1,8 @@
 """Saved readings: the same tokens as reading anew, shared beginnings, damage, foreign models, owners, room."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -359,6 +361,46 @@ def test_the_command_reads_asks_and_lists(tiny_folder, tmp_path):
     assert "a" in listed.output and "float32" in listed.output
     run.invoke(app, ["readings", "--forget", "b", *where])
     assert Store(tmp_path / "store").names().keys() == {"a"}
+
+
+def test_a_name_belongs_to_the_folder_that_read_it(tiny_folder, tmp_path):
+    """Also where the same weights had read the same text from another folder, which is gone by now."""
+    (tmp_path / "a.txt").write_text(TEXT)
+    where, run = ["--beyond", "--store", str(tmp_path / "store")], CliRunner()
+    for name in ("first", "second"):
+        folder = shutil.copytree(tiny_folder, tmp_path / name)
+        done = run.invoke(app, ["read", str(folder), str(tmp_path / "a.txt"), "--save", name, *where])
+        assert done.exit_code == 0, done.output
+    store = Store(tmp_path / "store")
+    assert [store.named(name)[0].source for name in ("first", "second")] == [str(tmp_path / "first"), str(folder)]
+    shutil.rmtree(tmp_path / "first")
+    told = run.invoke(app, ["ask", "second", "why?", "--max-tokens", "2", *where])
+    assert told.exit_code == 0, told.output
+    lost = run.invoke(app, ["ask", "first", "why?", "--max-tokens", "2", *where])
+    assert isinstance(lost.exception, CheckpointError) and "--model" in str(lost.exception)
+    found = run.invoke(app, ["ask", "first", "why?", "--max-tokens", "2", "--model", str(folder), *where])
+    assert found.exit_code == 0 and found.stdout == told.stdout
+    record = store.folder / "names" / "second.json"
+    kept = {name: value for name, value in json.loads(record.read_text()).items() if name in ("number", "length")}
+    record.write_text(json.dumps(kept))  # as earlier versions wrote it
+    assert store.named("second")[0].source == str(tmp_path / "first")
+
+
+def test_an_approximate_reading_says_so(tiny_folder, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    where, run = ["--store", str(tmp_path / "store")], CliRunner()
+    for cache in ("int8", "full"):
+        asks = ["ask", cache, "why?", "--max-tokens", "2", "--beyond", *where]
+        done = [
+            run.invoke(app, ["read", str(tiny_folder), str(tmp_path / "a.txt"), "--save", cache, "--cache", cache,
+                             "--beyond", *where]),
+            run.invoke(app, asks),
+        ]  # fmt: skip
+        for told in done:
+            assert told.exit_code == 0, told.output
+            assert ("approximate" in told.stderr and "int8" in told.stderr) == (cache == "int8")
+    rows = [line.split() for line in run.invoke(app, ["readings", *where]).output.splitlines()]
+    assert {row[0]: row[4] for row in rows if row and row[0] in ("int8", "full")} == {"int8": "int8", "full": "full"}
 
 
 def test_two_processes_may_save_at_once(lm, tiny_folder, tmp_path):

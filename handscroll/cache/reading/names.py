@@ -1,11 +1,11 @@
 """`Names`: what the names of a store stand for, and the documents that were read under them.
 
-    <name>.json            the number of the part and the length in tokens; of a document also when it was read, and the
-                           SHA-256 of its text
+    <name>.json            the number of the part and the length in tokens; the place of the model that read it, and its
+                           adapters; of a document also when it was read, and the SHA-256 of its text
     <name>~<16 digits>.txt the text of the document, named by its SHA-256
 
 The record says which text is meant, so that replacing it, at once, replaces both. Earlier versions wrote <name>.txt and
-no SHA-256, which is still read. Whoever writes holds the lock of the store.
+no SHA-256, and no model, which is still read. Whoever writes holds the lock of the store.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.runs import write_file
@@ -26,6 +26,13 @@ NAME = re.compile(r"[\w][\w.-]{0,99}")
 BYTES = 200  # of a name; file systems take 255, with all that stands behind it
 _TEMPORARY = re.compile(r".+\.(json|txt)\.tmp-\d+-[0-9a-f]{8}")  # what a kill leaves of `write_file`
 _log = logging.getLogger("handscroll.readings")
+
+
+class Origin(NamedTuple):
+    """The place of the model that read a text, and of the adapters that were on it."""
+
+    source: str
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,9 @@ class Names:
         """Whether there is a record of a name, damaged or not."""
         return any(path.stem == name for path in self.folder.glob("*.json"))
 
-    def put(self, name: str, number: str, length: int, document: Document | None) -> None:
+    def put(self, name: str, number: str, length: int, document: Document | None, origin: Origin | None) -> None:
         """Let a name stand for the first `length` tokens of a part, and for a document if they hold one."""
-        value: dict[str, Any] = {"number": number, "length": length}
+        value: dict[str, Any] = {"number": number, "length": length} | (origin._asdict() if origin else {})
         if document is not None:
             text = document.text.encode()
             value |= {"when": document.when, "sha256": hashlib.sha256(text).hexdigest()}
@@ -80,6 +87,18 @@ class Names:
     def move(self, name: str, number: str, length: int) -> None:
         """Let a name stand for another part; all else that it says stays."""
         self._write(name, self._record(name) | {"number": number, "length": length})
+
+    def origin(self, name: str) -> Origin | None:
+        """By which model a name was read; None in records of earlier versions, where the part alone tells it.
+
+        Raises:
+            CheckpointError: the record is missing or damaged.
+        """
+        value = self._record(name)
+        source, adapters = value.get("source"), value.get("adapters")
+        if not isinstance(source, str) or not isinstance(adapters, list):
+            return None
+        return Origin(source, tuple(map(str, adapters)))
 
     def document(self, name: str) -> Document | None:
         """The document that was read under a name, if there is one.

@@ -34,7 +34,7 @@ from handscroll.cache.reading.about import About, described
 from handscroll.cache.reading.files import files_of, joined, later
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.known import Known
-from handscroll.cache.reading.names import Names, check_name
+from handscroll.cache.reading.names import Names, Origin, check_name
 from handscroll.cache.reading.reading import Document, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
@@ -206,17 +206,20 @@ class Store:
             raise CheckpointError(f"{folder} changed while it was opened; read the text again")
         return Reading(whole.number, whole.identity, tokens, spans, whole.windows)
 
-    def name(self, name: str, number: str, length: int, document: Document | None = None) -> None:
+    def name(
+        self, name: str, number: str, length: int, document: Document | None = None, origin: Origin | None = None
+    ) -> None:
         """Let `name` stand for the first `length` tokens of a part; an existing name is moved.
 
-        `document` is the text in them, if they are a chat template around it.
+        `document` is the text in them, if they are a chat template around it. `origin` is the model that read them for
+        this name: the part itself may have been read earlier, from another folder with the same weights.
 
         Raises:
             ConfigError: the name is not allowed. CheckpointError: the disk refused; the name stands for what it did.
         """
         check_name(name)
         with self._lock():
-            self._names.put(name, number, length, document)
+            self._names.put(name, number, length, document, origin)
 
     def document(self, name: str) -> Document | None:
         """The document that was read under a name, if it was read within a chat template.
@@ -230,6 +233,8 @@ class Store:
     def named(self, name: str) -> tuple[About, int]:
         """The part that a name stands for, and the number of its tokens that belong to the name.
 
+        The model and the adapters in it are those that read the text under this name.
+
         Raises:
             ConfigError: there is no such name.
             CheckpointError: its part was evicted.
@@ -237,7 +242,8 @@ class Store:
         number, length = self._names.find(name)
         if not (self.folder / "parts" / number).exists():
             raise CheckpointError(f"reading '{name}' was evicted to make room; read the text again (handscroll read)")
-        return self.about(number), length
+        about, origin = self.about(number), self._names.origin(name)
+        return (about if origin is None else replace(about, **origin._asdict())), length
 
     def names(self) -> dict[str, tuple[str, int]]:
         """By name: the number of the part, and the length in tokens."""
