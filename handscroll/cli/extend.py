@@ -10,6 +10,7 @@ import typer
 
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, reader, refuse_idle
+from handscroll.cli.records import keep
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 # options that need another one
@@ -207,13 +208,12 @@ def _or(value: float | None) -> Any:
 
 def _report(comparison: Any, out: Path) -> None:
     """Write the records of a comparison and their page into the folder of the checkpoint."""
-    from handscroll.base.runs import write_file
     from handscroll.report import evaluation_page, write
 
     records = comparison.records()
-    write_file(out / "comparison.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
     write(evaluation_page(records, title=f"Ways to lengthen {comparison.model}"), out / "comparison.html")
-    screen().print(f"comparison: {out / 'comparison.html'} and comparison.json")
+    screen().print(f"comparison: {out / 'comparison.html'}")
+    keep(records, out / "comparison.jsonl", None)
 
 
 def tell_of_tuning(lm: Any) -> None:

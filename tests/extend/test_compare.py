@@ -74,8 +74,12 @@ def test_the_command_writes_the_best_and_the_page(tiny_folder, tmp_path):
     done = CliRunner().invoke(app, [*command, *(f"--text={path}" for path in TEXT)])
     assert done.exit_code == 0, done.output
     assert "beats" in done.output and "comparison.html" in done.output
-    records = json.loads((tmp_path / "longer" / "comparison.json").read_text())
+    kept = tmp_path / "longer" / "comparison.jsonl"
+    records = [json.loads(line) for line in kept.read_text().splitlines()]
     assert records[0]["kind"] == "comparison" and records[0]["rows"][0]["needles"] is not None
+    assert records[0]["made"]["command"].startswith("handscroll")
+    again = CliRunner().invoke(app, ["report", str(kept), "--out", str(tmp_path / "again.html")])
+    assert again.exit_code == 0, again.output
     assert handscroll.load(tmp_path / "longer").context == 128
     idle = CliRunner().invoke(app, ["extend", str(tiny_folder), "--to", "128", "--seeds", "2", "--out", "x"])
     assert isinstance(idle.exception, ConfigError) and "--compare" in str(idle.exception)
