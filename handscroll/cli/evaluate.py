@@ -110,7 +110,7 @@ def policies(
         record = policy_table(lm, found, grid, lambda done, total: advance(done))
     columns = ["policy", "budget", "freed", "of promised", "KL mean", "worst", "same", "loss"]
     columns += ["needle", "copying", "sums", "answers alike"]
-    title = f"{model}: {len(found)} windows of {grid.length:,} tokens, {dtype}; KL and loss in nats per token"
+    title = f"{model}: {len(found)} windows of {grid.length:,} tokens, {record['dtype']}; KL and loss in nats per token"
     screen().print(table(columns, [_policy_row(row) for row in record["rows"]], title))
     if None in [record["rows"][0][name] for name in ("needle", "copying", "sums")]:
         screen().print("-: not measurable, because the exact cache fails too")

@@ -72,7 +72,7 @@ def keep(records: Sequence[dict[str, Any]], json_out: Path | None, report: Path 
     from handscroll.report.secrets import masked
 
     words = ["handscroll", *sys.argv[1:]]
-    if any(record["kind"] == "exposure" for record in records):
+    if any(record.get("kind") == "exposure" for record in records):
         words = [masked(word) for word in words]
     command = shlex.join(words)
     made = {"command": command, "seconds": round(time.monotonic() - _BEGUN, 1), "version": __version__}

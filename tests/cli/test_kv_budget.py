@@ -128,7 +128,7 @@ def test_policies_are_evaluated(tiny_folder, tmp_path):
     assert [row["policy"] for row in record["rows"]] == ["full", "int8", "sinks:budget=80"]
     row = record["rows"][2]
     assert re.search(rf"sinks +50\.0% +{row['freed']:.1%} +{row['kept_promise']:.0%} +{row['kl']:.1e}", done.stdout)
-    assert "not measurable" in done.stdout
+    assert "not measurable" in done.stdout and f"tokens, {record['dtype']};" in done.stdout
     assert "Cache policies" in (tmp_path / "report" / "report.html").read_text()
     run(*words[:-1], "int9", fails="'int8'")
     run(*words[:4], "--length", "160", "--budgets", "12.5", fails="64")
