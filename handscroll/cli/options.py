@@ -122,11 +122,11 @@ def say_cut(max_tokens: int) -> Callable[[str], None]:
     return told
 
 
-def reader(key: str, encoding: str, skip_pictures: bool) -> "Reader":
+def reader(key: str, encoding: str, skip_pictures: bool, whole_rows: bool = False) -> "Reader":
     """How the files of a verb are read, from its options."""
     from handscroll.text.readers import Reader
 
-    return Reader(key or None, encoding or None, skip_pictures)
+    return Reader(key or None, encoding or None, skip_pictures, whole_rows)
 
 
 def numbers(text: str, kind: type, option: str) -> list[Any]:

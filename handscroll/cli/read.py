@@ -80,7 +80,7 @@ def read(
     if limit <= 0:
         raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
     one_cache(cache, kv_budget, kv_guard)
-    found = reader(key, encoding, skip_pictures).read(texts)
+    found = reader(key, encoding, skip_pictures, whole_rows=True).read(texts)
     text = "\n\n".join(document.marked() if pages else document.text for document in found)
     lm = load(model, device, dtype, weights, adapter)  # only now: a file that cannot be read is told at once
     begun = None if raw else lm.opening(text)
