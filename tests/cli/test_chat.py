@@ -173,8 +173,7 @@ def test_a_saved_reading_is_talked_about(instruct, tmp_path):
     run("read", instruct, tmp_path / "a.py", "--save", "raw", "--raw", "--room", "90", *where)
     run("chat", instruct, "--reading", "raw", *where, fails="plain text")
     (tmp_path / "a.csv").write_text("name,city\nAda,London\n", encoding="utf-8")
-    done = run("read", instruct, tmp_path / "a.csv", "--save", "table", "--raw", "--room", "90", *where)
-    assert "1 rows have no column named text or content" in done.stderr
+    run("read", instruct, tmp_path / "a.csv", "--save", "table", "--raw", "--room", "90", *where)
 
 
 def test_generate_puts_a_prompt_into_the_template_or_says_that_there_is_one(instruct, monkeypatch):
