@@ -43,7 +43,7 @@ def prompted(source: str, task: Task, tests: tuple[Example, ...], folder: Path) 
     lm = load(source)
 
     def at(shown: tuple[Example, ...]) -> tuple[Measured, float]:
-        store = Store(folder / f"{len(shown)}-shots")
+        store = Store(folder / f"{len(shown)}-shots") if shown else None
         begun = monotonic()
         found = task.prompted(lm, tests, Prompting(len(shown), shown, "first", store=store))
         seconds = monotonic() - begun

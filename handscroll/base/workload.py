@@ -21,8 +21,9 @@ class Footprint(Config):
 
     `most` tokens are kept at most (0: all), and one more while it is read; with `whole` all of a prompt is kept until
     its end. `fixed` are buffers whatever the length. `reading`: bytes of a token of the chunk being read, until it is
-    put away. `filed`: bytes of a token on disk. `rolling`: of layers that keep a window, bytes of a token and the most
-    tokens, for each size of window; twice that while more than a window is read.
+    put away. `filed`: bytes of a token on disk. `hosted`: bytes of a token in host memory, beside a GPU. `rolling`: of
+    layers that keep a window, bytes of a token and the most tokens, for each size of window; twice that while more than
+    a window is read.
     """
 
     each: float = Field(ge=0)
@@ -31,6 +32,7 @@ class Footprint(Config):
     fixed: int = Field(default=0, ge=0)
     reading: float = Field(default=0.0, ge=0)
     filed: float = Field(default=0.0, ge=0)
+    hosted: float = Field(default=0.0, ge=0)
     rolling: tuple[tuple[float, int], ...] = ()
 
     def held(self, tokens: int) -> int:

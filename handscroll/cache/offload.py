@@ -65,11 +65,12 @@ class OffloadCache(Blocked):
         return made.model_copy(update={"fixed": made.fixed + fetched, "filed": made.reading})
 
     def footprint(self, kv_heads: int, head_size: int, itemsize: int, device: str = "cpu") -> Footprint:
-        """As of every cache; tokens in host memory count on a CPU only, because they are not in a GPU's memory."""
+        """As of every cache; tokens in host memory are beside the memory of a GPU."""
         made = super().footprint(kv_heads, head_size, itemsize, device)
         if not self._hosted(device):
             return made
-        return made.model_copy(update={"each": made.each + (made.reading if device == "cpu" else 0), "filed": 0.0})
+        where = {"each": made.each + made.reading} if device == "cpu" else {"hosted": made.reading}
+        return made.model_copy(update=where | {"filed": 0.0})
 
     def _hosted(self, device: str) -> bool:
         """Whether the tokens are put into host memory, and not on disk."""

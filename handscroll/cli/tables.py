@@ -83,12 +83,17 @@ def look(
     say("", table(heads, cells), "", sep="\n")
     if rows:
         say(first_rows(found, rows) + "\n")
+    wrong = None  # said at the end: the rest may show why
     if task:
         from handscroll.tasks.task import task_from
 
-        part = task_from(task).read(found, given_columns(map or []), skip_unfit=True)
-        unfit = part.account.left_out[len(found.account.left_out) :]
-        say(f"{task}: {part.columns}", *(f"  does not fit: {one}" for one in unfit), sep="\n")
+        try:
+            part = task_from(task).read(found, given_columns(map or []), skip_unfit=True)
+        except DataError as error:
+            wrong = error
+        else:
+            unfit = part.account.left_out[len(found.account.left_out) :]
+            say(f"{task}: {part.columns}", *(f"  does not fit: {one}" for one in unfit), sep="\n")
     else:
         say(_forms(found, given_columns(map or [])))
     _say_labels(found, label, text)
@@ -99,6 +104,8 @@ def look(
     if test:
         tested = _read(test, names, "", encoding, skip_broken)
         say(str(leakage(found, tested, column, None if near == 1 else near)))
+    if wrong is not None:
+        raise wrong
 
 
 def clean(

@@ -86,8 +86,10 @@ def _found(pattern: str) -> tuple[Path, list[Path]]:
     if not star and Path(root).is_file():
         return Path(root).parent, [Path(root)]
     base = Path(root) if not star or root.endswith("/") else Path(root).parent
-    if base.is_dir() and (not star or "**" in pattern):
-        for folder in not_entered(base):
+    below = root.rpartition("/")[2] + star + rest
+    starts, deep, _ = below.partition("**")
+    for start in [base] if not star or (deep and not starts) else base.glob(starts) if deep else ():
+        for folder in not_entered(start) if start.is_dir() else ():
             _log.warning("files = %r: %s", pattern, folder)
-    found = base.glob(root.rpartition("/")[2] + star + rest) if star else base.rglob("*")
+    found = base.glob(below) if star else base.rglob("*")
     return base, [path for path in sorted(found) if path.is_file()]

@@ -93,6 +93,11 @@ class Demand(NamedTuple):
             return made.peak(len(self.prompt), self.new, chunk)
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
+    def hosted(self, policy: str, model: Model) -> int:
+        """Bytes of a policy's cache in host memory, for a model on a GPU."""
+        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
+        return math.ceil(made.hosted * (len(self.prompt) + self.samples * self.new))
+
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
         """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
         made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)

@@ -31,7 +31,7 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
     if model.spec.encoder:
         only_whole(request.policy, reading=request.reading, drafts=request.draft)
     new = request.sampling.max_tokens
-    check_bias(model, request)
+    check_tokens(model, request)
     check_length(model, number, len(request.prompt), new, request.beyond)
     if request.draft is not None:
         request.draft.check(model, len(request.prompt) + new, request.beyond)
@@ -40,11 +40,12 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
     return request
 
 
-def check_bias(model: Model, request: Request) -> None:
-    """Refuse a bias of a token that the vocabulary does not have (DataError)."""
+def check_tokens(model: Model, request: Request) -> None:
+    """Refuse a bias or an end token that the vocabulary does not have (DataError)."""
     vocab = model.config.vocab
-    if wrong := [token for token in request.bias or () if not 0 <= token < vocab]:
-        raise DataError(f"a bias is given for token id {wrong[0]}, but the model's vocabulary is 0 to {vocab - 1}")
+    for what, tokens in (("a bias is given for", request.bias or ()), ("the text shall end with", request.ends or ())):
+        if wrong := [token for token in tokens if not 0 <= token < vocab]:
+            raise DataError(f"{what} token id {wrong[0]}, but the model's vocabulary is 0 to {vocab - 1}")
 
 
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:

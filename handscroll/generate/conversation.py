@@ -17,7 +17,7 @@ from handscroll.cache.cache import Cache
 from handscroll.cache.reading.reading import Reading
 from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, check_guard, choose, size_of
-from handscroll.generate.check import check_bias
+from handscroll.generate.check import check_tokens
 from handscroll.generate.chooser import Chooser, NewToken, next_tokens
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.likelihood import Likelihood, logprobs_of
@@ -90,10 +90,10 @@ class Conversation:
 
         What the prompt shares with the text so far is not read again, if the cache can be cut back to it. `shown`
         decodes the reply instead of the tokenizer. The errors are those of `say`, ConfigError for fields that a
-        conversation does not follow, and DataError for a bias of a token that the model does not have.
+        conversation does not follow, and DataError for a bias or an end token that the model does not have.
         """
         request.refuse("a conversation", "samples", "draft", "policy", "chunk", "reading", "on_report")
-        check_bias(self.model, request)
+        check_tokens(self.model, request)
         self._admit(list(request.prompt), request.sampling.max_tokens, request.beyond)
         return self._reply(request, shown or self.tokenizer)
 

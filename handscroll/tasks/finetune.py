@@ -33,7 +33,7 @@ from handscroll.train.lora import merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
 from handscroll.train.planned import Planned, planned
 from handscroll.train.regularise import Regularise
-from handscroll.train.run import Loop, Progress, Run, write_recipe
+from handscroll.train.run import Loop, Progress, Run, check_recipe, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.start import trained_from, versions
 
@@ -168,15 +168,17 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show)
-    options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
-    if options.only_plan:
-        return Tuned(lm, task, None, {}, folder)
     resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force", "exposure"}})
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
     if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
         told["held-out rows"] = ready.encoded["valid"].fingerprint
+    if not options.only_plan:
+        check_recipe(folder, told)  # before the plan of this run replaces that of another one
+    plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show)
+    options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
+    if options.only_plan:
+        return Tuned(lm, task, None, {}, folder)
     write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
     settings |= {"save_every": max(1, min(200, each))}

@@ -47,11 +47,6 @@ class Prompting:
             raise ConfigError(
                 f"an encoder finds similar examples, but they are chosen by '{self.choose}': leave it out"
             )
-        if self.store is not None and not self.fixed:
-            raise ConfigError(
-                "a store (--store) keeps examples that stand before every question: give shots that are chosen by "
-                "'first' or 'random', or leave it out"
-            )
 
     @property
     def fixed(self) -> bool:

@@ -97,5 +97,8 @@ def test_folders_that_are_links_are_told(books, tmp_path, caplog):
         caplog.clear()
         assert not any(name.endswith("d.txt") for name in names([pattern]))
         assert "folder books/linked is a link to another folder" in caplog.text, pattern
-    caplog.clear()
-    assert names(["books/*.txt"]) and not caplog.text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "linked").symlink_to(tmp_path / "elsewhere")
+    for pattern in ("books/*.txt", "b*/mo*/**/*.txt"):  # and what they do not enter is not looked through
+        caplog.clear()
+        assert names([pattern]) and not caplog.text

@@ -154,6 +154,8 @@ def test_a_reply_follows_the_other_fields_of_a_request(base):
     for wrong in (-1, base.model.config.vocab):
         with pytest.raises(DataError, match=f"token id {wrong}"):
             base.conversation().reply(Request(ids, SHORT, bias={wrong: 1.0}))
+        with pytest.raises(DataError, match=f"shall end with token id {wrong}"):
+            base.generate(ids, ends=[wrong])
 
 
 def test_a_refused_turn_leaves_an_exact_conversation_exact(base):

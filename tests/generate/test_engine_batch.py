@@ -175,6 +175,19 @@ def test_messages_go_through_the_chat_template(tiny_folder, tmp_path):
             read_requests(write(tmp_path / "w.jsonl", [wrong]), engine, lm.tokenizer)
 
 
+def test_a_machine_without_memory_answers_no_line(tiny_folder, tmp_path, monkeypatch):
+    """The lines are asked again when the run goes on."""
+
+    def allowed(progress):
+        raise MemoryError
+
+    monkeypatch.setattr("handscroll.generate.constrain.Progress.allowed", allowed)
+    requests = write(tmp_path / "requests.jsonl", [{"prompt": "a = ", "max_tokens": 9, "regex": "[0-9]{5}"}])
+    out = tmp_path / "answers.jsonl"
+    result = CliRunner().invoke(app, ["batch", str(tiny_folder), str(requests), "--out", str(out)])
+    assert isinstance(result.exception, MemoryError) and not records(out)
+
+
 @pytest.mark.parametrize(
     "error, said", [(DataError("a dead end"), "a dead end"), (RuntimeError("a bug"), "RuntimeError: a bug")]
 )

@@ -161,7 +161,8 @@ def test_the_footprint_depends_on_where_the_tokens_are(lm, policy):
     for device in ("cpu", "cuda"):
         disk = made(",place=disk", device)
         assert disk.filed == token and disk.each < token
-        on_host = disk.model_copy(update={"filed": 0, "each": disk.each + token * (device == "cpu")})
+        where = {"each": disk.each + token} if device == "cpu" else {"hosted": token}
+        on_host = disk.model_copy(update={"filed": 0} | where)
         assert made(",place=host", device) == on_host
         assert made("", device) == (disk if device == "cpu" else on_host)
 

@@ -71,8 +71,10 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     part = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part")
     losses = [[r["loss"] for r in read_records(tmp_path / run / "records.jsonl")] for run in ("whole", "part")]
     assert losses[0] == losses[1] and len(losses[0]) == whole.progress.step == part.progress.step
+    planned = (tmp_path / "part" / "plan.json").read_bytes()
     with pytest.raises(CheckpointError, match="another recipe"):
-        finetune(recipe(model, data, {"epochs": 3, "lr": 1e-3}), tmp_path / "part")
+        finetune(recipe(model, data, {"epochs": 3, "lr": 1e-3, "batch": 2}), tmp_path / "part")
+    assert (tmp_path / "part" / "plan.json").read_bytes() == planned
 
 
 @pytest.mark.parametrize("way", ["head", "last", "lora"])

@@ -172,8 +172,6 @@ def test_the_command_prompts_a_model_as_it_is(tmp_path):
         (["--examples", str(pool)], "say how many"),
         (["--shots", "1", "--choose", "best", "--examples", str(pool)], "Allowed: first, random"),
         (["--shots", "0", "--examples", str(pool)], "no shots are asked for"),
-        (["--shots", "1", "--choose", "similar", "--examples", str(pool), "--store", str(tmp_path)], "--store"),
-        (["--shots", "0", "--store", str(tmp_path)], "--store"),
     ):
         wrong = CliRunner().invoke(app, [*command, *more])
         assert wrong.exit_code and words in " ".join((wrong.output + str(wrong.exception)).split())

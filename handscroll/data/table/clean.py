@@ -148,7 +148,8 @@ def _new(record: Record, columns: Sequence[str], change: Step) -> dict[str, Any]
     values = record.values
     for name in columns:
         values = _within(values, name, change)
-    return {name: new for name, new in values.items() if new != record.values[name]}
+    before = record.values
+    return {name: new for name, new in values.items() if new is not before[name] and new != before[name]}  # NaN: is not
 
 
 def _within(values: Mapping[str, Any], name: str, change: Step) -> Mapping[str, Any]:
@@ -189,8 +190,12 @@ def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[st
     made = _changed(table, columns, "rows with personal data masked", change)
     step = Ledger()
     where = "all columns" if set(table.columns) <= set(columns) else ", ".join(f"'{name}'" for name in columns)
+    touched = Counter(
+        name for old, new in zip(table, made, strict=True) for name in columns if old.get(name) != new.get(name)
+    )
+    rows = "".join(f"; '{name}' changed in {count:,} rows" for name, count in touched.items())
     step.note(
-        f"personal data that was masked in {where}: {counted(kinds)}; names and addresses of people are not found"
+        f"personal data that was masked in {where}: {counted(kinds)}{rows}; names and addresses of people are not found"
     )
     if left := sum(_numbers(record.get(name)) for record in table for name in columns):
         step.note(f"{left:,} whole numbers of seven digits or more are no texts, and were left as they are")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import model_validator
 
 from handscroll.base.errors import ConfigError, DataError, HandscrollError
@@ -221,6 +222,8 @@ class _Answer:
     def record(self) -> dict[str, Any]:
         about: dict[str, Any] = {"line": self.asked.number, "request": self.digest}
         error = self.job.error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+            raise error  # of the machine: the line is asked again when the run goes on
         if error is not None:  # of this line alone: the others are answered
             said = str(error) if isinstance(error, HandscrollError) else f"{type(error).__name__}: {error}"
             return about | {"error": said}

@@ -1,5 +1,7 @@
 """Cleaning does what was asked, nothing else, and counts the rows."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,12 @@ def test_boilerplate_is_what_stands_in_many_rows():
     assert cleaned(texts, boilerplate=4)[0] == texts
     with pytest.raises(ConfigError, match="2 or more"):
         Cleaning(boilerplate=1)
+
+
+def test_what_does_not_change_is_not_counted():
+    """Not a number is not equal to itself."""
+    made = clean(Table.of([{"text": "plain", "score": math.nan}]), ["text"], Cleaning(html=True))
+    assert not made.account.repaired and made.records[0].values["text"] == "plain"
 
 
 def test_empty_texts_and_copies_are_left_out_and_counted():
