@@ -113,6 +113,6 @@ def test_look_recognises_rows_as_the_task_does(tmp_path):
         shown = run("data", "look", file, "--task", task)
         assert said in shown and "not there" not in shown, shown
         assert "does not fit: rows of no known form" in shown and "row 3" in shown
-    file.write_text('{"id": 1}\n', encoding="utf-8")
+    file.write_text('{"note": "hello there"}\n', encoding="utf-8")
     shown = CliRunner().invoke(app, ["data", "look", str(file), "--task", "chat"])
     assert isinstance(shown.exception, DataError) and "0 exact copies" in shown.stdout  # the rest is shown all the same
