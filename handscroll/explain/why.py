@@ -9,7 +9,7 @@ instead of repeating it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -124,8 +124,8 @@ def explain(
             or the document does not stand among the tokens as it is.
     """
     lm.model.spec.require("an explanation", forward=True, one_text=True, keys=True, head=True)
-    settings: AskSettings = {"max_tokens": how.max_tokens, "temperature": 0.0, "plain": plain}
-    found = asked(lm.model, lm.tokenizer, store, question, lm.defaults.under(settings))
+    given = lm.defaults.under({"max_tokens": how.max_tokens, "temperature": 0.0, "plain": plain})
+    found = asked(lm.model, lm.tokenizer, store, question, cast(AskSettings, given))
     if found.request.reading is None:
         raise ConfigError(f"'{question.name}' does not serve this request: read the text again with more room")
     ids = found.request.prompt[: found.request.reading.length]

@@ -94,8 +94,8 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
 
 def _leakage(task: Task, train: Part, scored: Part, name: str) -> str:
     """How many scored examples are training examples too, by what is given in them."""
-    both = [_given(task, part) for part in (train, scored)]
-    return str(leakage(*both, GIVEN, called=name)) if all(both) else ""
+    before, now = _given(task, train), _given(task, scored)
+    return str(leakage(before, now, GIVEN, called=name)) if before and now else ""
 
 
 def _given(task: Task, part: Part) -> Table:
