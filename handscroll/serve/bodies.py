@@ -1,10 +1,12 @@
-"""How many bytes of bodies are held at once: those of all keys, and those of one key, which gets at most half of them.
+"""How many bytes of bodies arrive at once: those of all keys, and those of one key, which gets at most half of them.
 
-Only what has arrived counts, so that whoever announces much and sends nothing takes nothing from the others.
+What is declared counts from the beginning, so that a body that was let in is not refused on its way; whoever declares
+much and sends nothing is given up by the deadline of bodies (`receiving.py`). A body counts until it has arrived: a
+file stands on the disk then, and JSON counts until it is parsed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from handscroll.serve.errors import ApiError
@@ -15,38 +17,57 @@ WAIT = 5  # seconds after which a client is told to send its body again
 
 
 class Bodies:
-    """Counts what open requests have sent. Lives on the event loop."""
+    """Counts what arrives. Lives on the event loop."""
 
     def __init__(self, most: int):
         self._most, self._held = most, Counter[str]()
 
     @contextmanager
-    def arriving(self, owner: Owner, declared: int) -> Iterator[Callable[[int], None]]:
-        """Room for one body until its request ends. The block tells what it gets how many bytes have come so far.
+    def arriving(self, owner: Owner, declared: int) -> Iterator["Room"]:
+        """Room for one body, until it is released or the block ends.
 
         Raises:
-            ApiError: 429 with Retry-After, here or when it is told, if the bodies of others leave no room.
+            ApiError: 429 with Retry-After if the bodies of others leave none.
         """
-        held = 0
-
-        def came(size: int) -> None:
-            nonlocal held
-            more = max(0, size - FREE) - held
-            self._check(owner, more, held)
-            self._held[owner.number] += more
-            held += more
-
-        self._check(owner, max(0, declared - FREE), held)
+        room = Room(self, owner)
+        room.came(declared)
         try:
-            yield came
+            yield room
         finally:
-            self._held[owner.number] -= held
+            room.release()
 
-    def _check(self, owner: Owner, more: int, own: int) -> None:
-        """Refuse so many bytes more of a body that holds `own`; one that is alone is never refused."""
+    def take(self, owner: Owner, more: int, own: int) -> None:
+        """Count so many bytes more of a body that holds `own`; one that is alone is never refused.
+
+        Raises:
+            ApiError: as `arriving`.
+        """
         mine, every = self._held[owner.number], self._held.total()
         for of, held, most in ((" of this key", mine, self._most // 2), ("", every, self._most)):
             if more > 0 and held > own and held + more > most:
-                why = f"the open requests{of} have sent {held:,} bytes, and at most {most:,} are held: send it again in"
+                why = f"the bodies{of} that arrive have {held:,} bytes, and at most {most:,} are taken at once"
                 headers = {"Retry-After": str(WAIT), "Connection": "close"}
-                raise ApiError(429, f"{why} {WAIT} s", "too_many_requests", headers=headers)
+                raise ApiError(429, f"{why}: send it again in {WAIT} s", "too_many_requests", headers=headers)
+        self._held[owner.number] += more
+
+
+class Room:
+    """What one body takes of all."""
+
+    def __init__(self, bodies: Bodies, owner: Owner):
+        self._bodies, self._owner, self._held = bodies, owner, 0
+
+    def came(self, size: int) -> None:
+        """Take what a body of so many bytes needs beyond what was declared.
+
+        Raises:
+            ApiError: 429 with Retry-After if the bodies of others leave no room.
+        """
+        more = max(0, size - FREE - self._held)
+        self._bodies.take(self._owner, more, self._held)
+        self._held += more
+
+    def release(self) -> None:
+        """Give it back: the body counts no more."""
+        self._bodies.take(self._owner, -self._held, self._held)
+        self._held = 0

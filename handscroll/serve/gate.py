@@ -118,10 +118,10 @@ class Gate:
             self._serving.admission.check_beside(owner, kind)
 
     def _received(self, scope: Scope, receive: Receive, owner: Owner, held: ExitStack) -> Received:
-        """The body within its limits; what it takes of all bodies is given back when `held` is closed.
+        """The body within its limits; what it takes of all bodies is given back when `held` is closed, or sooner.
 
         Raises:
-            ApiError: its declared size is above them, or others have sent so much that it does not fit.
+            ApiError: its declared size is above them, or others send so much that it does not fit.
         """
         limits, file = self._serving.settings.limits, scope["path"] == UPLOADS
         most = limits.upload if file else limits.body
@@ -130,9 +130,9 @@ class Gate:
         if declared > most:
             raise too_large(declared, most)
         bodies = self._serving.uploads if file else self._serving.bodies
-        came = held.enter_context(bodies.arriving(owner, declared))
+        room = held.enter_context(bodies.arriving(owner, declared))
         values = None if file else max(limits.values, 2 * self._serving.models.context)
-        return Received(receive, most, limits.body_seconds, values, came)
+        return Received(receive, most, limits.body_seconds, values, room)
 
     def _check_host(self, headers: Headers) -> None:
         """A page elsewhere can let its own name stand for this machine; a name that we do not know is refused."""

@@ -76,6 +76,11 @@ class Keys:
         """Whether a request needs a key."""
         return bool(self._owners)
 
+    @property
+    def several(self) -> bool:
+        """Whether there may be more than one owner."""
+        return len(self._owners) > 1
+
     def find(self, header: str | None) -> Owner | None:
         """The owner of the key in an Authorization header. Every key is compared, each in constant time."""
         if not self._owners:

@@ -6,13 +6,13 @@ it is read (`Received`).
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import h11
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from handscroll.serve.bodies import Room
 from handscroll.serve.errors import ApiError
 
 SLOWEST = 50_000  # bytes a second that a body may take, on top of its deadline
@@ -22,27 +22,22 @@ class Received:
     """The body of one request: at most `most` bytes, after at most `seconds` and what its bytes take at `SLOWEST`.
 
     JSON has at most `values` commas, unless that is None: a list of millions of token ids would hold the event loop for
-    as long as it takes to parse, and no context holds them. `came` is told the bytes so far, and may refuse them.
+    as long as it takes to parse, and no context holds them. `room` is told the bytes so far, and may refuse them; it is
+    released once a file has arrived, and once JSON was parsed.
     """
 
-    def __init__(
-        self,
-        receive: Receive,
-        most: int,
-        seconds: float,
-        values: int | None = None,
-        came: Callable[[int], None] = lambda size: None,
-    ):
-        self._receive, self._most, self._seconds, self._values, self._came = receive, most, seconds, values, came
+    def __init__(self, receive: Receive, most: int, seconds: float, values: int | None, room: Room):
+        self._receive, self._most, self._seconds, self._values, self._room = receive, most, seconds, values, room
         self._begun, self._size, self._commas, self._whole = time.monotonic(), 0, 0, False
 
     async def __call__(self) -> Message:
         """
         Raises:
             ApiError: 413 if the body is too large or has too many values, 408 if it is too slow, 429 if others have
-                sent so much that it does not fit.
+                send so much that it does not fit.
         """
         if self._whole:
+            self._room.release()  # whoever asks for more has parsed the body, and waits for the client to go away
             return await self._receive()
         left = self._begun + self._seconds + self._size / SLOWEST - time.monotonic()
         try:
@@ -55,11 +50,13 @@ class Received:
         self._whole = not message.get("more_body", False)
         if self._size > self._most:
             raise too_large(self._size, self._most)
-        self._came(self._size)
+        self._room.came(self._size)
         if self._values is not None:
             self._commas += message.get("body", b"").count(b",")
             if self._whole and self._commas > self._values:  # not sooner: who still sends might not see the refusal
                 raise _too_many(self._commas, self._values)
+        elif self._whole:
+            self._room.release()
         return message
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
@@ -24,6 +24,7 @@ from handscroll.serve.settings import ServeSettings
 from handscroll.serve.worker import Worker
 
 T = TypeVar("T")
+FILES = 2  # uploaded files that are opened at once
 TICK = 0.25  # seconds between two looks at the delay of the event loop
 _log = logging.getLogger("handscroll.serve")
 
@@ -50,14 +51,15 @@ class Serving:
         self.bodies, self.uploads = Bodies(self.settings.limits.bodies), Bodies(self.settings.limits.uploads)
         self.shelf = Shelf(self.settings.store, self.settings.limits.documents)
         self.readings = Readings(self.shelf, self.worker, self.settings, lambda: self.models.all)
+        self.readings.prune()
         self.models = Models(self.settings, self.worker, self._ready)
         self._vectors = Vectors(self.shelf, self.worker, self.models.encoder)
         self.library = Library(self.shelf, self._vectors)
         self.metrics = Metrics(self._live)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="handscroll-prepare")
         self._counting = ThreadPoolExecutor(2, thread_name_prefix="handscroll-count")
-        self._files = ThreadPoolExecutor(2, thread_name_prefix="handscroll-files")
-        self._turns = WeakValueDictionary[str, asyncio.Lock]()  # each lives for as long as a request holds it
+        self._files = ThreadPoolExecutor(FILES, thread_name_prefix="handscroll-files")
+        self._turns = WeakValueDictionary[str, asyncio.Semaphore]()  # each lives for as long as a request holds it
         self._beat: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -83,13 +85,16 @@ class Serving:
         """The same for counts of tokens, whose long texts keep no answer waiting."""
         return await asyncio.get_running_loop().run_in_executor(self._counting, work)
 
-    async def open_file(self, work: Callable[[], T]) -> T:
+    def open_file(self, work: Callable[[], T]) -> "Future[T]":
         """The same for uploaded files, which may take minutes and keep no question waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self._files, work)
+        return self._files.submit(work)
 
-    def turn(self, owner: Owner) -> asyncio.Lock:
-        """What lets one file of an owner at a time be opened, so that the files of others need not wait for all his."""
-        return self._turns.setdefault(owner.number, asyncio.Lock())
+    def turn(self, owner: Owner) -> asyncio.Semaphore:
+        """What lets one file of an owner at a time be opened, so that the files of others need not wait for all his.
+
+        Where nobody else has a key, there is nobody who would wait.
+        """
+        return self._turns.setdefault(owner.number, asyncio.Semaphore(1 if self.keys.several else FILES))
 
     def begin(self, entry: Entry, served: Served) -> int:
         """Let a model read a document that has just arrived, and an encoder its passages, if one is served.

@@ -19,7 +19,7 @@ class Limits(Config):
         default=250_000, description="commas of a JSON body; more if a context is more than half of it"
     )
     upload: Count = Field(default=100 << 20, description="bytes of an uploaded file")
-    bodies: Count = Field(default=256 << 20, description="bytes of all JSON bodies that are held; half of one key")
+    bodies: Count = Field(default=256 << 20, description="bytes of JSON bodies until they are parsed; half of one key")
     uploads: Count = Field(default=1 << 30, description="bytes of all files that arrive at once; half of one key")
     characters: Count = Field(default=64 << 20, description="characters of the text of an uploaded file")
     waiting: Count = Field(default=64, description="answers that are open at once, of all keys; more get 429")

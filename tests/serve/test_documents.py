@@ -339,12 +339,48 @@ def test_a_reading_of_other_weights_is_said_and_read_again(served_models, tmp_pa
             assert (made.status_code, error["code"]) == (409, "not_read"), made.text
             assert "read with other weights" in error["message"] and f"{number}/read" in error["message"]
         assert server.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"]["state"] == "failed"
+        refused = server.http.post(f"/v1/documents/{beside}/ask", json={"question": "a"})
+        assert refused.status_code == 409 and "read with other weights" in refused.text
         server.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})
         assert read(server, number)["readings"]["tiny"]["state"] == "read"
         said = ask(server, number, "What is the word?")["choices"][0]["message"]["content"]
+    with material.live(tmp_path / "store", {"tiny": served_models["tiny"]}, room=200) as server:
+        about = server.http.get(f"/v1/documents/{beside}").json()  # nothing was written of weights that were tried
+        assert about["readings"]["tiny"]["state"] == "read"
+        assert ask(server, beside, "What?")["handscroll"]["document"]["from_reading"] > 0
     store = Store(tmp_path / "own")
     other.read(BOOK, store, "book", room=200)
     assert said == other.ask("book", "What is the word?", store, max_tokens=8)
+
+
+def test_a_document_that_was_being_deleted_when_the_server_ended_does_not_come_back(served_models, tmp_path):
+    models = {"tiny": served_models["tiny"]}
+    with material.live(tmp_path, models, room=200) as server:
+        number = uploaded(server, "book.txt", BOOK.encode())["id"]
+        stays = uploaded(server, "stays.txt", TEXT.encode())["id"]
+        (entry,) = (one for one in server.serving.shelf.all() if one.number == number)
+        server.serving.shelf.hide(entry)
+    with material.live(tmp_path, models, room=200) as server:
+        assert [one["id"] for one in server.http.get("/v1/documents").json()["data"]] == [stays]
+        assert ask(server, stays, "What?")["handscroll"]["document"]["from_reading"] > 0
+    left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in left if number in str(file) or CANARY.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("ending", ["stop", "delete"])
+def test_a_reading_that_was_stopped_waits_for_no_work_of_others(keyed, monkeypatch, ending):
+    gave, worker = [], keyed.serving.worker
+
+    def breathe(seconds):
+        for progress in list(keyed.serving.readings._going.values()):
+            (progress.halt if ending == "stop" else progress.stop).set()
+
+    monkeypatch.setattr(worker, "breathe", breathe)
+    monkeypatch.setattr(worker, "give_way", lambda: gave.append(1))
+    number = keyed.http.post("/v1/documents", files={"file": ("stop.txt", f"{ending} {BOOK}".encode())}).json()["id"]
+    keyed.until(lambda: keyed.serving.readings.waiting == 0)
+    assert gave == []
+    keyed.http.delete(f"/v1/documents/{number}").raise_for_status()
 
 
 def test_a_reading_that_a_stop_interrupted_goes_on(served_models, tmp_path, monkeypatch):

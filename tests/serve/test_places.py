@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +12,12 @@ from handscroll.base.errors import DataError
 from handscroll.search.passages import passages
 from handscroll.serve.admission import Admission
 from handscroll.serve.bodies import FREE, Bodies
-from handscroll.serve.documents import library
+from handscroll.serve.documents import arriving, library
 from handscroll.serve.documents.library import Library
 from handscroll.serve.documents.shelf import Shelf
+from handscroll.serve.documents.stopping import Stop
 from handscroll.serve.documents.vectors import Vectors
-from handscroll.serve.errors import ApiError
+from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.keys import Owner, make_key
 from handscroll.serve.prompts import Prompt
 from handscroll.serve.routes import documents, tokens
@@ -28,6 +30,7 @@ from tests.serve.material import TEXT, connected
 
 ANN, BOB, EVE = (Owner(name, name, None) for name in "abe")
 LARGE = FREE + 60_000
+ABOUT = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +47,35 @@ def posted(path: str, body: bytes, size: int = 0) -> bytes:
     return "\r\n".join((*lines, f"Content-Length: {size or len(body)}", "", "")).encode() + body
 
 
-def test_bodies_are_counted_as_they_come_and_given_back():
+def test_bodies_are_counted_until_they_have_arrived():
     bodies = Bodies(100)
     with bodies.arriving(ANN, 0) as first, bodies.arriving(ANN, FREE) as second, bodies.arriving(BOB, 0) as third:
-        first(FREE)
-        first(FREE + 40)
-        second(FREE + 10)
+        first.came(FREE)
+        first.came(FREE + 40)
+        second.came(FREE + 10)
         with pytest.raises(ApiError, match=naming("50")) as it:
-            second(FREE + 11)  # half of them belong to one key
+            second.came(FREE + 11)  # half of them belong to one key
         assert it.value.status_code == 429 and int(it.value.headers["Retry-After"]) >= 1
-        third(FREE + 50)
+        third.came(FREE + 50)
         with pytest.raises(ApiError, match=naming("100")), bodies.arriving(EVE, FREE + 1):
             pass  # before a byte of it has come
         with bodies.arriving(EVE, FREE) as small:
-            small(FREE)
+            small.came(FREE)
+        first.release()
+        second.came(FREE + 50)
     with bodies.arriving(ANN, FREE + 300) as alone:
-        alone(FREE + 300)
+        alone.came(FREE + 300)
+    assert bodies._held.total() == 0
+
+
+def test_what_was_let_in_by_its_declared_size_is_not_refused_on_its_way():
+    bodies = Bodies(100)
+    with bodies.arriving(ANN, FREE + 30) as first:
+        with pytest.raises(ApiError, match=naming("50")), bodies.arriving(ANN, FREE + 30):
+            pass
+        with bodies.arriving(BOB, FREE + 50) as second:
+            second.came(FREE + 50)
+            first.came(FREE + 30)
     assert bodies._held.total() == 0
 
 
@@ -77,6 +93,22 @@ def test_large_bodies_are_refused_while_others_are_held_and_small_ones_are_taken
     small.until(lambda: small.serving.bodies._held.total() == 0)
     made = small.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert made.status_code == 400, made.text  # only the context does not hold it
+
+
+def test_json_counts_until_it_is_parsed_and_not_while_it_is_answered(small):
+    gate = threading.Event()
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 1}).encode().ljust(LARGE)
+    small.serving.worker.post(lambda: gate.wait(60))
+    try:
+        with connected(small) as first, connected(small) as second:
+            for number, one in enumerate((first, second), 1):
+                one.sendall(posted("/v1/completions", body))
+                small.until(lambda number=number: small.serving.admission.open == number)
+                small.until(lambda: small.serving.bodies._held.total() == 0)
+            gate.set()
+            assert [one.recv(100).split()[1] for one in (first, second)] == [b"200", b"200"]
+    finally:
+        gate.set()
 
 
 def test_counts_have_places_of_their_own(small):
@@ -121,11 +153,33 @@ def test_long_counts_hold_up_no_answer_and_are_not_begun_for_who_has_gone(small,
     assert sorted(begun) == ["one", "two"]
 
 
+def test_a_number_of_tokens_is_kept_under_the_lock_of_the_library_and_of_no_document_that_is_gone(tmp_path):
+    shelf = Shelf(tmp_path, 9)
+    made, locked = Library(shelf, Vectors(shelf, Worker(), lambda: None)), []
+    entry = shelf.add("ann", "a.txt", Document(TEXT, "a.txt"), ABOUT)
+
+    class Kept(dict):
+        def __setitem__(self, key, value):
+            locked.append(made._lock._is_owned())
+            super().__setitem__(key, value)
+
+    def encode(text, special):
+        entry.gone = gone
+        return [1, 2, 3]
+
+    made._tokens = Kept()
+    tokenizer = SimpleNamespace(encode=encode)
+    for gone in (True, False):
+        served = SimpleNamespace(name="tiny", loaded=SimpleNamespace(tokenizer=tokenizer))
+        assert made.tokens(entry, served) == 3
+        assert len(made._tokens) == (not gone)
+    assert locked == [True]
+
+
 def test_an_index_is_made_once_though_two_ask_for_it(tmp_path, monkeypatch):
     shelf = Shelf(tmp_path, 9)
     made, calls, again = Library(shelf, Vectors(shelf, Worker(), lambda: None)), [], threading.Event()
-    about = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
-    entry = shelf.add("ann", "a.txt", Document(TEXT, "a.txt"), about)
+    entry = shelf.add("ann", "a.txt", Document(TEXT, "a.txt"), ABOUT)
     second = threading.Thread(target=lambda: made.passages(entry))
 
     def cut(document):
@@ -158,9 +212,9 @@ def opening(monkeypatch):
     gate.set()
 
 
-def sending(server, name: str) -> socket.socket:
+def sending(server, name: str, text: str = TEXT) -> socket.socket:
     """A connection on which a file was sent."""
-    body = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n{TEXT}\r\n--x--\r\n'.encode()
+    body = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n{text}\r\n--x--\r\n'.encode()
     lines = "POST /v1/documents HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.key}"
     lines = *lines, "Content-Type: multipart/form-data; boundary=x", f"Content-Length: {len(body)}"
     one = connected(server)
@@ -171,17 +225,75 @@ def sending(server, name: str) -> socket.socket:
 def test_a_file_whose_sender_has_gone_is_not_kept(small, opening):
     gate, opened = opening
     before = small.http.get("/v1/documents").json()["data"]
-    with sending(small, "slow.txt"):
-        small.until(lambda: opened == ["slow.txt"])
-        with sending(small, "slow-two.txt"):  # it waits for its turn
-            small.until(lambda: small.serving.admission.open == 2)
-        small.until(lambda: small.serving.admission.open == 1)
-    small.http.get("/health")  # by its answer the server has seen that both have gone
-    gone = small.serving.metrics._gone._value.get()
+    with sending(small, "slow.txt"), sending(small, "slow-two.txt"):
+        small.until(lambda: sorted(opened) == ["slow-two.txt", "slow.txt"])
+        with sending(small, "slow-three.txt"):  # it waits for its turn
+            small.until(lambda: small.serving.admission.open == 3)
+        small.until(lambda: small.serving.admission.open == 2)
+    small.http.get("/health")  # by its answer the server has seen that all have gone
     gate.set()
-    small.until(lambda: small.serving.admission.open == 0 and small.serving.metrics._gone._value.get() == gone + 1)
-    assert small.http.get("/v1/documents").json()["data"] == before and opened == ["slow.txt"]
+    small.until(lambda: small.serving.admission.open == 0)
+    assert small.http.get("/v1/documents").json()["data"] == before and "slow-three.txt" not in opened
     assert small.serving.readings.waiting == 0 and not small.serving._turns
+
+
+READER = """import sys, time
+open(sys.argv[1] + ".begun", "x").close()
+time.sleep(600)
+"""
+
+
+def test_the_process_that_opens_a_file_ends_when_its_sender_goes(small, tmp_path, monkeypatch):
+    (tmp_path / "slow_reader.py").write_text(READER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(arriving, "extract", SimpleNamespace(__name__="slow_reader", MEMORY=1))
+    drafts = small.serving.shelf.drafts
+    with sending(small, "a.txt"):
+        small.until(lambda: list(drafts.glob("*.begun")))
+    small.until(lambda: small.serving.admission.open == 0)
+    for file in drafts.glob("*.begun"):
+        file.unlink()
+    assert not list(drafts.iterdir())
+    with pytest.raises(ClientGoneError):
+        stopped = Stop()
+        stopped.set()
+        stopped.written(["no such program"], 1)
+
+
+def test_where_nobody_else_has_a_key_a_slow_file_does_not_hold_up_the_next(small, opening):
+    with sending(small, "slow.txt"):
+        small.until(lambda: opening[1] == ["slow.txt"])
+        made = small.http.post("/v1/documents", files={"file": ("quick.txt", TEXT.encode())}, timeout=20)
+        assert made.status_code == 201
+    opening[0].set()
+    small.until(lambda: small.serving.admission.open == 0)
+
+
+def test_files_count_until_they_have_arrived(small, opening):
+    text = TEXT * (LARGE // len(TEXT))
+    with sending(small, "slow.txt", text):
+        small.until(lambda: opening[1] == ["slow.txt"])
+        made = small.http.post("/v1/documents", files={"file": ("a.txt", text.encode())}, timeout=20)
+        assert made.status_code == 201, made.text
+    opening[0].set()
+    small.until(lambda: small.serving.admission.open == 0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_document_that_is_deleted_before_its_upload_is_answered_is_not_there(small, monkeypatch, when):
+    """Others with the same key see it as soon as it is kept."""
+    real = small.serving.begin
+
+    def begin(entry, served):
+        tokens = real(entry, served) if when == "after" else 0
+        small.http.delete(f"/v1/documents/{entry.number}").raise_for_status()
+        return tokens if when == "after" else real(entry, served)
+
+    before = small.http.get("/v1/documents").json()["data"]
+    monkeypatch.setattr(small.serving, "begin", begin)
+    made = small.http.post("/v1/documents", files={"file": ("a.txt", TEXT.encode())}, timeout=20)
+    assert (made.status_code, made.json()["error"]["code"]) == (404, "document_not_found"), made.text
+    assert small.http.get("/v1/documents").json()["data"] == before
 
 
 def test_a_file_that_cannot_be_read_after_it_came_is_not_kept(small, monkeypatch):

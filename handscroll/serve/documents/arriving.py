@@ -3,7 +3,6 @@
 import hashlib
 import json
 import secrets
-import subprocess
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from typing import BinaryIO
 from handscroll.base.runs import saving
 from handscroll.serve.documents import extract
 from handscroll.serve.documents.shelf import Entry, Shelf, name_of
+from handscroll.serve.documents.stopping import Stop
 from handscroll.serve.errors import ApiError
 from handscroll.serve.settings import Limits
 from handscroll.text.document import Document, Place
@@ -19,12 +19,13 @@ from handscroll.text.files import unreadable
 BLOCK = 1 << 20
 
 
-def arrive(shelf: Shelf, owner: str, given: str, stream: BinaryIO, limits: Limits) -> Entry:
+def arrive(shelf: Shelf, owner: str, given: str, stream: BinaryIO, limits: Limits, stop: Stop) -> Entry:
     """Keep the text of an uploaded file named `given`; the file itself is not kept.
 
     Raises:
         ApiError: a kind of file that is not read, an empty or damaged file, one that takes too much time or memory, or
             too many documents.
+        ClientGoneError: it was stopped.
     """
     shelf.check_room(owner)
     name = name_of(given)
@@ -34,7 +35,7 @@ def arrive(shelf: Shelf, owner: str, given: str, stream: BinaryIO, limits: Limit
         raise ApiError(415, problem, "unknown_kind", "file")
     try:
         size, digest = _written(draft, stream)
-        document, notes = _extracted(draft, name, limits)
+        document, notes = _extracted(draft, name, limits, stop)
     finally:
         draft.unlink(missing_ok=True)
     if len(document.text) > limits.characters:
@@ -57,19 +58,16 @@ def _written(draft: Path, stream: BinaryIO) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _extracted(draft: Path, name: str, limits: Limits) -> tuple[Document, list[str]]:
+def _extracted(draft: Path, name: str, limits: Limits, stop: Stop) -> tuple[Document, list[str]]:
     """The document in a file, and what was left out of it."""
     seconds = int(max(1, limits.extract_seconds))
     # -P: no module of the folder where the server was started.
     command = [sys.executable, "-P", "-m", extract.__name__, str(draft), str(seconds)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds + 10, check=False)
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
+    written = stop.written(command, seconds + 10)
+    if written is None:
         why = f"{name} takes more than {seconds} s or {extract.MEMORY >> 30} GB to open, or is damaged; save it again"
         raise ApiError(422, why, "unreadable", "file")
-    found = json.loads(done.stdout)
+    found = json.loads(written)
     if "error" in found:
         raise ApiError(422, f"{name}: {found['error']}", "unreadable", "file")
     places = tuple(Place(*place) for place in found["places"])

@@ -123,10 +123,13 @@ class Library:
         """The tokens of a document's text for a model."""
         key = (entry, served.name)
         with self._alone(entry):
-            if key not in self._tokens:
-                text = self._shelf.text(entry).text
-                self._tokens[key] = len(served.loaded.tokenizer.encode(text, special=False))
-            return self._tokens[key]
+            known = self._tokens.get(key)
+            if known is None:
+                known = len(served.loaded.tokenizer.encode(self._shelf.text(entry).text, special=False))
+                with self._lock:
+                    if not entry.gone:
+                        self._tokens[key] = known
+            return known
 
     def forget(self, entry: Entry) -> None:
         """Drop whatever was made of a document."""

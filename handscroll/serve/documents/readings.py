@@ -93,6 +93,7 @@ class Readings:
         self._resumed = set[str]()  # models whose unread documents were taken up again
         self._going: dict[tuple[Entry, str], Progress] = {}
         self._opened: OrderedDict[tuple[str, str], tuple[Reading, Document | None]] = OrderedDict()
+        self._unfit: dict[tuple[Entry, str], str] = {}  # why a reading is of no use to the model as it is now
         self._usual: dict[str, float] = {}  # seconds of a token, by model
         self._lock = threading.RLock()
 
@@ -196,6 +197,9 @@ class Readings:
         with self._lock:
             told = {model: dict(one) for model, one in entry.readings.items()}
             going = {model: one for (which, model), one in self._going.items() if which is entry}
+            unfit = {model: why for (which, model), why in self._unfit.items() if which is entry}
+        for model, why in unfit.items():
+            told[model] |= {"state": "failed", "error": why}
         for model, one in going.items():
             told.setdefault(model, {})["progress"] = one.record(self._usual.get(model))
         for model, state in told.items():
@@ -227,7 +231,7 @@ class Readings:
         try:
             about, length = store.named(name)
             if wrong := differing(lm.model, lm.tokenizer, about, length):
-                raise self._lost(entry, served, _read_with(wrong))
+                raise self._useless(entry, served, _read_with(wrong))
             found = store.open(about.number).part(length), store.document(name)
         except (CheckpointError, ConfigError) as error:  # evicted, damaged, or its name is gone
             _log.warning("a document has to be read again: %s", error)
@@ -239,6 +243,15 @@ class Readings:
             while len(self._opened) > OPENED:
                 self._opened.popitem(last=False)
         return found
+
+    def _useless(self, entry: Entry, served: Served, why: str) -> ApiError:
+        """What is said of a reading of other weights. Nothing of it is written: those weights may be served again."""
+        with self._lock:
+            if entry.gone:
+                return absent(entry.number)
+            if (entry, served.name) not in self._going:
+                self._unfit[entry, served.name] = why
+        return unread(entry, served, self.progress(entry)[served.name])
 
     def _lost(self, entry: Entry, served: Served, why: str) -> ApiError:
         """What is said of a reading that is of no use any more; the document is marked, so that it is read again."""
@@ -255,6 +268,8 @@ class Readings:
             going = [one for (which, _), one in self._going.items() if which is entry]
             for key in [key for key in self._opened if key[0] == entry.number]:
                 del self._opened[key]
+            for key in [key for key in self._unfit if key[0] is entry]:
+                del self._unfit[key]
         for one in going:
             one.stop.set()
         for one in going:
@@ -262,12 +277,21 @@ class Readings:
                 self._leave(one)
             elif one.future is not None:
                 await asyncio.wait([asyncio.wrap_future(one.future)])
-        await self._worker.call(lambda: self._forget(entry))
+        await self._worker.call(lambda: self._forget(entry.owner, entry.number))
         await asyncio.to_thread(self._shelf.remove, entry)
 
-    def _forget(self, entry: Entry) -> None:
-        store = self.store(entry.owner)
-        for name in [name for name in store.names() if name.startswith(f"{entry.number}.")]:
+    def prune(self) -> None:
+        """Remove what a server left that ended while it deleted a document."""
+        for owner, number in self._shelf.half():
+            try:
+                self._forget(owner, number)
+                self._shelf.sweep(owner, number)
+            except (HandscrollError, OSError) as error:
+                _log.warning("what is left of the deleted document %s cannot be removed: %s", number, error)
+
+    def _forget(self, owner: str, number: str) -> None:
+        store = self.store(owner)
+        for name in [name for name in store.names() if name.startswith(f"{number}.")]:
             store.forget(name)
         store.prune()  # what a server left that was killed while it forgot
 
@@ -288,6 +312,7 @@ class Readings:
             progress.chunks.append((first, done, now - last))
             self._check(progress)
             self._worker.breathe(now - last)
+            self._check(progress)  # whoever stops it need not wait for the long work of another
             self._worker.give_way()
             self._check(progress)
             last = time.monotonic()
@@ -341,7 +366,9 @@ class Readings:
             raise KeyboardInterrupt
 
     def _mark(self, entry: Entry, served: Served, state: dict[str, Any]) -> None:
-        entry.readings[served.name] = state
+        with self._lock:
+            self._unfit.pop((entry, served.name), None)
+            entry.readings[served.name] = state
         self._shelf.save(entry)
 
 

@@ -22,6 +22,7 @@ from handscroll.serve.errors import ApiError
 from handscroll.text.document import Document, Place
 
 NUMBER = re.compile(r"doc-[0-9a-f]{24}")
+ABOUT = "about.json"
 STATES = ("waiting", "reading", "stopped", "read", "refused", "failed")
 _log = logging.getLogger("handscroll.serve")
 
@@ -72,7 +73,7 @@ class Shelf:
         for folder in (self._folder, self.drafts):
             with saving(folder):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for file in sorted(self._folder.glob("*/*/about.json")):
+        for file in sorted(self._folder.glob(f"*/*/{ABOUT}")):
             self._open(file)
 
     def add(self, owner: str, name: str, document: Document, about: dict[str, Any]) -> Entry:
@@ -149,7 +150,7 @@ class Shelf:
             if entry.gone:
                 return
             about = {name: value for name, value in vars(entry).items() if name not in ("gone", "owner", "number")}
-            write_file(self._of(entry) / "about.json", (json.dumps(about, ensure_ascii=False) + "\n").encode())
+            write_file(self._of(entry) / ABOUT, (json.dumps(about, ensure_ascii=False) + "\n").encode())
 
     def keep(self, entry: Entry, name: str, content: bytes) -> None:
         """Keep what was made of a document beside it, unless it was deleted meanwhile.
@@ -177,8 +178,14 @@ class Shelf:
         return (self._of(entry) / name).is_file()
 
     def hide(self, entry: Entry) -> None:
-        """Let nobody find a document any more."""
-        with self._lock:
+        """Let nobody find a document any more, nor the next server.
+
+        Raises:
+            CheckpointError: the disk refused, and nothing has changed.
+        """
+        file = self._of(entry) / ABOUT
+        with self._lock, saving(file):
+            file.unlink(missing_ok=True)
             entry.gone = True
 
     def remove(self, entry: Entry) -> None:
@@ -186,6 +193,15 @@ class Shelf:
         with self._lock:
             shutil.rmtree(self._of(entry), ignore_errors=False)
             del self._entries[entry.owner, entry.number]
+
+    def half(self) -> list[tuple[str, str]]:
+        """The owners and numbers of folders that a server left while it added or deleted a document."""
+        folders = [one for one in sorted(self._folder.glob("*/*")) if NUMBER.fullmatch(one.name)]
+        return [(one.parent.name, one.name) for one in folders if one.is_dir() and not (one / ABOUT).exists()]
+
+    def sweep(self, owner: str, number: str) -> None:
+        """Remove such a folder."""
+        shutil.rmtree(self._folder / owner / number)
 
     def _of(self, entry: Entry) -> Path:
         return self._folder / entry.owner / entry.number

@@ -88,7 +88,8 @@ class Vectors:
                 part = wanted[first : first + TOGETHER]
                 found.append(encoder.loaded.embed(part, normalise=True, windows=True).numpy())
                 self._worker.breathe(time.monotonic() - begun)
-                self._worker.give_way()
+                if not entry.gone:
+                    self._worker.give_way()
                 if entry.gone or self._worker.stopping:
                     return
             out = io.BytesIO()

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Path, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
+from handscroll.base.errors import CheckpointError
 from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
 from handscroll.serve.documents.choosing import one_prompt, wish_of, writer
 from handscroll.serve.documents.readings import GOING
 from handscroll.serve.documents.rows import together
-from handscroll.serve.documents.shelf import Entry
+from handscroll.serve.documents.shelf import Entry, absent
+from handscroll.serve.documents.stopping import Stop
 from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
@@ -58,26 +60,53 @@ async def upload(
     return told(serving, entry)
 
 
-async def _arrived(request: Request, served: Served, work: Callable[[], Entry]) -> Entry:
+async def _arrived(request: Request, served: Served, work: Callable[[Stop], Entry]) -> Entry:
     """The document that an uploaded file became, which the model reads; nothing is kept for a client that has gone.
 
     Raises:
-        ClientGoneError: it has. The errors are those of `arrive` and `Readings.begin`.
+        ClientGoneError: it has. The errors are those of `arrive` and `Readings.begin`, or that the document was
+            deleted meanwhile.
     """
     serving, owner = of(request)
-    entry, kept = await serving.open_file(work), False
+    entry, kept = await _opened(request, work), False
     try:
+        tokens = await asyncio.wrap_future(serving.open_file(partial(serving.begin, entry, served)))
         if await request.is_disconnected():
             raise ClientGoneError
-        tokens = await serving.open_file(partial(serving.begin, entry, served))
-        if await request.is_disconnected():
-            raise ClientGoneError
-        kept = True
+        kept = not entry.gone
+    except CheckpointError:  # its text is missing
+        if not entry.gone:
+            raise
     finally:
-        if not kept:
+        if not kept and not entry.gone:
             await serving.delete(entry)
+    if not kept:
+        raise absent(entry.number)
     serving.admission.use(owner, tokens)
     return entry
+
+
+async def _opened(request: Request, work: Callable[[Stop], Entry]) -> Entry:
+    """What `work` makes of a file; it is ended when the client goes away, so that the next file need not wait for it.
+
+    Raises:
+        ClientGoneError: it went away. The errors are those of `work`.
+    """
+    serving, stop = of(request)[0], Stop()
+    opening = serving.open_file(partial(work, stop))
+    opened = asyncio.wrap_future(opening)
+    try:
+        await until_gone(request.receive, asyncio.wait([opened]))
+    except ClientGoneError:
+        stop.set()
+        if not opening.cancel():
+            await asyncio.wait([opened])
+            if opened.exception() is None and not opened.result().gone:  # it was ready before
+                await serving.delete(opened.result())
+        raise
+    finally:
+        stop.set()
+    return opened.result()
 
 
 @router.get("/v1/documents")
@@ -138,7 +167,10 @@ async def read(number: Number, body: ReadRequest, request: Request) -> dict[str,
 @router.post("/v1/documents/{number}/stop")
 @policy("key")
 async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str, Any]:
-    """Stop the reading of a document within a piece of work; what was read is kept, and /read goes on from there."""
+    """Stop the reading of a document; what was read is kept, and /read goes on from there.
+
+    It ends after its piece of work, or after the long work of another that has its turn between two pieces.
+    """
     serving, owner = of(request)
     entry = serving.shelf.get(owner.number, number)
     if body.model not in entry.readings:
