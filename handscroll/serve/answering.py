@@ -1,5 +1,6 @@
 """One request on its way: a place, the jobs of its prompts, what they say, and what is told of it at the end."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
@@ -75,8 +76,11 @@ class Answering:
                 thought = "".join(piece.text for piece in pieces if piece.thinking)
                 yield Said(number, text, thought, token, None if token.finish is None else FINISH[token.finish])
         finally:
-            worker.close(stream)
-            self.settle()
+            closed = worker.close(stream)
+            if stream.ended:
+                self.settle()
+            else:  # the step that goes on may still read for them
+                asyncio.wrap_future(closed).add_done_callback(lambda _: self.settle())
 
     def usage(self) -> dict[str, Any]:
         """The numbers of tokens, as OpenAI's interface gives them."""

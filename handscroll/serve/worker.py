@@ -58,6 +58,11 @@ class Stream:
         self._left = count
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
 
+    @property
+    def ended(self) -> bool:
+        """Whether all answers have come to their ends."""
+        return not self._left
+
     def put(self, item: Item) -> None:
         self._queue.put_nowait(item)
 
@@ -142,15 +147,18 @@ class Worker:
         self.post(work)
         return stream
 
-    def close(self, stream: Stream) -> None:
-        """End the answers of a stream that go on; their blocks are free before the next step."""
+    def close(self, stream: Stream) -> "Future[Any]":
+        """End the answers of a stream that go on; their blocks are free before the next step.
+
+        What it returns is done once nothing more is read or written for them.
+        """
 
         def work() -> None:
             for job in stream.jobs:
                 job.cancel()
                 self._streams.pop(job, None)
 
-        self.post(work)
+        return self.post(work)
 
     def breathe(self, seconds: float) -> None:
         """From within a long work: let answers go on for at most `seconds`."""

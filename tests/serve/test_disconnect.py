@@ -84,6 +84,25 @@ def test_an_answer_that_was_given_up_is_charged_what_was_read_of_its_prompt(serv
     server.until(lambda: idle(server))
 
 
+def test_an_answer_that_is_given_up_within_a_step_is_charged_what_the_step_reads(server, monkeypatch):
+    charged, begun, gate = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(server.serving.admission, "use", lambda owner, tokens: charged.append(tokens))
+    real = server.engine._read_chunk
+
+    def slow(*given):
+        begun.set()
+        gate.wait(30)
+        return real(*given)
+
+    monkeypatch.setattr(server.engine, "_read_chunk", slow)
+    with sent(server, {"prompt": f"a beginning that is given up {TEXT * 12}", "max_tokens": 3}):
+        server.until(begun.is_set)
+    server.until(lambda: server.serving.admission.open == 0)
+    gate.set()
+    server.until(lambda: idle(server) and charged)
+    assert 0 < sum(charged) <= 256
+
+
 @pytest.mark.promise("R28")
 def test_more_than_there_are_places_for_are_told_to_wait_and_it_recovers(server):
     statuses = []

@@ -7,6 +7,7 @@ import pytest
 
 import handscroll
 from handscroll.evaluate.brief import Brief, brief, measured_on
+from handscroll.serve.routes import reporting
 from tests.naming import naming
 from tests.serve import material
 from tests.serve.material import TEXT
@@ -73,3 +74,15 @@ def test_nobody_listens_any_more_and_the_work_ends(live):
     (*_, last) = events(live, {"longest": 512, "needles": 1})  # it waits for no report that nobody hears
     assert last["records"]
     live.until(lambda: live.serving.admission.open == 0)
+
+
+def test_what_somebody_waits_for_has_its_turn_while_a_report_is_measured(live, monkeypatch):
+    def measured(lm, text, how, on_read):
+        worker, ran = live.serving.worker, []
+        worker._awaited.append(lambda: ran.append("an explanation"))
+        on_read(1)
+        return [{"ran": ran}]
+
+    monkeypatch.setattr(reporting, "brief", measured)
+    (*_, last) = events(live, {"longest": 512, "needles": 1})
+    assert last["records"] == [{"ran": ["an explanation"]}]

@@ -100,7 +100,7 @@ def _measured(
     gone: threading.Event,
     chunks: list[tuple[int, int, float]],
 ) -> list[dict[str, Any]]:
-    """Runs on the thread that computes; after every chunk the answers of others go on."""
+    """Runs on the thread that computes; after every chunk answers and explanations of others have their turns."""
     last = time.monotonic()
 
     def on_read(count: int) -> None:
@@ -110,6 +110,7 @@ def _measured(
         spent, before = time.monotonic() - last, chunks[-1][1]
         chunks.append((before, before + count, spent))
         serving.worker.breathe(spent)
+        serving.worker.give_way()
         last = time.monotonic()
 
     return brief(served.loaded, text, how, on_read)
