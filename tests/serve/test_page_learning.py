@@ -10,7 +10,7 @@ import pytest
 import handscroll
 from handscroll.models import describe
 from tests.serve import material
-from tests.serve.browsing import Watched, given
+from tests.serve.browsing import Watched, asked, given
 from tests.serve.material import SHIP
 
 KEY = "a key of one's own"
@@ -225,3 +225,90 @@ def test_look_inside_follows_models_and_documents(watched):
     page.wait_for_selector(".look .facts dd:text-is('2,000')")
     assert page.get_by_label("Measured on").locator("option").all_inner_texts()[1:] == ["new.md"]
     assert page.get_by_role("button", name="Measure").is_enabled()
+
+
+def test_where_a_reading_was_stopped_is_not_told_where_it_is_not_known(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    code = """async (done) => {
+        const { emit, state } = await import("/page/js/state.js");
+        const stopped = { state: "stopped", tokens: 500, ...done };
+        state.documents = [{ id: "a", name: "a.md", bytes: 9, created: 1, notes: [], readings: { tiny: stopped } }];
+        emit("documents");
+        const { waitingNode, obstacle } = await import("/page/js/waiting.js");
+        const { node, paint } = waitingNode();
+        paint(obstacle("a"));
+        return [document.querySelector(".library .more").innerText, node.firstChild.textContent];
+    }"""
+    library, waiting = page.evaluate(code, {})
+    assert library == "Stopped; it is not known here how much was read" and waiting == f"a.md: {library}"
+    library, waiting = page.evaluate(code, {"done": 256})
+    assert library == "Stopped at 256 of 500 tokens · 256 tokens are kept; reading on begins there."
+    assert waiting == "a.md: Stopped at 256 of 500 tokens"
+
+
+HEARD = """() => {
+    window.heard = [];
+    new BroadcastChannel("handscroll").addEventListener("message", ({ data }) => heard.push(data));
+}"""
+
+
+@pytest.mark.parametrize("how", ["list", "reading"])
+def test_conversations_about_documents_that_are_not_listed_stay(watched, live, how):
+    """The list may be that of another key or another server; what this page itself deletes goes in all tabs."""
+    page = watched.page
+    given(page, f"stays-{how}.md", f"{how}\n{SHIP}")
+    page.click(f".library th a:text-is('stays-{how}.md')")
+    asked(page, "Who is there?")
+    number = page.url.rpartition("/")[2]
+    page.evaluate(HEARD)
+    if how == "list":
+        page.route("**/v1/documents", lambda route: route.fulfill(json={"object": "list", "data": []}))
+        page.evaluate(LOOKED_AT)
+    else:
+        refusal = {"error": {"message": "no such document", "code": "document_not_found"}}
+        page.route(f"**/v1/documents/{number}", lambda route: route.fulfill(status=404, json=refusal))
+        page.route("**/v1/documents", lambda route: route.fulfill(json={"object": "list", "data": []}))
+        code = """async (id) => {
+            const { documentOf } = await import("/page/js/state.js");
+            documentOf(id).readings = { tiny: { state: "reading", tokens: 5 } };
+            (await import("/page/js/following.js")).follow();
+        }"""
+        page.evaluate(code, number)
+    gone = "async (id) => !(await import('/page/js/state.js')).documentOf(id)"
+    page.wait_for_function(gone, arg=number)
+    page.unroute("**/v1/documents")
+    page.unroute(f"**/v1/documents/{number}")
+    there = gone.replace("!(", "dispatchEvent(new Event('focus')) && (")  # until no look of before is on its way
+    page.wait_for_function(there, arg=number)
+    page.click("nav >> text=Read")
+    page.click(f".library th a:text-is('stays-{how}.md')")
+    page.wait_for_selector(".turn .contract")
+    assert page.evaluate("heard") == []
+    page.click("nav >> text=Read")
+    page.click(f"[aria-label='Delete stays-{how}.md']")
+    page.click("dialog button:text-is('Delete')")
+    page.wait_for_function("id => heard.includes(id)", arg=number)
+    assert page.evaluate("Object.keys(sessionStorage).filter((one) => one.includes('talk.'))") == []
+    watched.faults.clear()  # the browser itself notes each refused request
+
+
+def test_a_list_that_another_key_asked_for_is_not_taken(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    code = """async () => {
+        const { api, key } = await import("/page/js/api.js");
+        const { learnAgain } = await import("/page/js/learning.js");
+        const { state } = await import("/page/js/state.js");
+        const entry = (id) => ({ id, name: id, bytes: 9, created: 1, notes: [], readings: {} });
+        api.documents = async () => {
+            const asked = key.get();
+            key.set("new");
+            return [entry(`of ${asked || "no"} key`)];
+        };
+        state.documents = [entry("of new key")];
+        await learnAgain();
+        key.set("");
+        return state.documents.map((one) => one.id);
+    }"""
+    assert page.evaluate(code) == ["of new key"]

@@ -226,3 +226,23 @@ def test_a_table_of_many_rows_makes_few_leaves_and_every_place_is_named(watched)
     page.evaluate(code, [page.url.rpartition("/")[2], start, end])
     page.wait_for_selector("mark.here")
     assert "".join(page.locator("mark").all_text_contents()) == told["text"][start:end]
+
+
+def test_a_question_is_asked_again_once_for_each_refusal(watched):
+    page, sent = watched.page, []
+    page.click("nav >> text=Ask")
+    page.wait_for_selector(".turns .empty")
+
+    def refuse(route) -> None:
+        code, status = [("not_read", 409), ("model_loading", 503)][len(sent) % 2]
+        sent.append(code)
+        if len(sent) < 9:
+            route.fulfill(status=status, json={"error": {"message": f"refused as {code}", "code": code}})
+        else:
+            route.fulfill(status=400, json={"error": {"message": "without end", "code": "invalid_value"}})
+
+    page.route("**/v1/chat/completions", refuse)
+    pressed(page, "Are you there?")
+    page.wait_for_selector(".turn .fault")
+    assert sent == ["not_read", "model_loading", "not_read"]
+    watched.faults.clear()  # the browser itself notes each refused request

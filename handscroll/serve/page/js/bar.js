@@ -26,3 +26,7 @@ export function howFar(reading) {
   if (left !== null && left !== undefined) words.push(t("read.until", { time: clock(new Date(Date.now() + left * 1000)), left: span(left) }));
   return { share: done ? done / total : null, words };
 }
+
+/** Where a reading was stopped: what a server left whose model is not served now does not say. */
+export const stoppedAt = (reading) =>
+  (reading.done === undefined ? t("read.stoppedBefore") : t("read.stopped", { done: number(reading.done), total: number(reading.tokens) }));

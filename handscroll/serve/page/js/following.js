@@ -28,6 +28,12 @@ export function learned(entry) {
   else state.documents[at] = entry;
 }
 
+/** Take documents from the list that the server does not name. What is said about them stays: the server may have been asked with
+ * another key, or be another one. */
+export function unlisted(ids) {
+  state.documents = state.documents.filter((one) => !ids.includes(one.id));
+}
+
 /** Do something to a document and learn what became of it. */
 export async function act(work) {
   try {
@@ -78,7 +84,7 @@ async function look() {
       }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 404) emit("deleted", entry.id);
+      if (error.status === 404) unlisted([entry.id]);
       if (error.status === 401) { watching = false; return; } // no key was given: it is asked for at the next need
     }
   }

@@ -1,8 +1,8 @@
 // What the server serves, learnt anew when it may have changed: when somebody comes back to the page, after a refusal that says
 // so, and again and again while a model is being loaded or the server does not answer.
 
-import { ApiError, api } from "./api.js";
-import { follow, learned } from "./following.js";
+import { ApiError, api, key } from "./api.js";
+import { follow, learned, unlisted } from "./following.js";
 import { documentOf, emit, on, state } from "./state.js";
 
 const PAUSE = 2000; // milliseconds between two looks
@@ -37,7 +37,7 @@ async function look() {
     state.silent = error.code === "unreachable";
     if (error.status === 401) return; // no key was given: it is asked for at the next need
   }
-  for (const id of gone) emit("deleted", id);
+  unlisted(gone);
   if (models() !== before.models) emit("models");
   if (documents() !== before.documents) emit("documents");
   if (names() !== before.names || gone.some((id) => location.hash.includes(id))) emit("show");
@@ -45,10 +45,14 @@ async function look() {
   lookOn();
 }
 
-/** Take up what documents there are; returns the ids of those that are gone. */
+/** Take up what documents there are; returns the ids of those that are not listed any more. */
 async function learnDocuments() {
   const known = new Set(state.documents.map((one) => one.id));
-  const found = await api.documents();
+  let asked, found;
+  do {
+    asked = key.get();
+    found = await api.documents();
+  } while (key.get() !== asked); // another key has other documents
   // This page may have deleted or given one while the server answered.
   for (const one of found) if (!known.has(one.id) || documentOf(one.id)) learned(one);
   return [...known].filter((id) => documentOf(id) && !found.some((one) => one.id === id));

@@ -1,7 +1,7 @@
 // Read: give documents, watch them being read, and the library of all that were.
 
 import { ApiError, api } from "./api.js";
-import { bar, howFar, paintBar } from "./bar.js";
+import { bar, howFar, paintBar, stoppedAt } from "./bar.js";
 import { ask, field, fill, h, say } from "./dom.js";
 import { chosen, known, several } from "./choose.js";
 import { act, follow, going, learned, readingOf } from "./following.js";
@@ -199,7 +199,7 @@ function more(entry) {
   const found = [];
   if (one?.state === "refused") found.push(h("p", { class: "note" }, refused(one.model)));
   else if (one?.error) found.push(h("p", { class: "fault" }, h("b", {}, t("library.failed", { model: one.model })), " ", one.error));
-  if (one?.state === "stopped") found.push(h("p", { class: "note" }, t("read.stopped", { done: number(one.done ?? 0), total: number(one.tokens) }), " · ", t("read.kept", { done: number(one.done ?? 0) })));
+  if (one?.state === "stopped") found.push(h("p", { class: "note" }, [stoppedAt(one), one.done !== undefined && t("read.kept", { done: number(one.done) })].filter(Boolean).join(" · ")));
   if (entry.notes?.length) found.push(h("details", {}, h("summary", {}, t("read.notes")), entry.notes.map((note) => h("p", { class: "note" }, note))));
   return found;
 }

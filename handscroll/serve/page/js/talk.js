@@ -100,7 +100,7 @@ async function next(talk) {
   emit("talk", talk);
   await run(turn, stream);
   const learns = missing(talk, turn);
-  if (learns) Object.assign(turn, { state: "queued", returned: turn.code });
+  if (learns) Object.assign(turn, { state: "queued", returned: [...(turn.returned ?? []), turn.code] });
   emit("turn", turn);
   emit("talk", talk);
   await learns?.();
@@ -108,9 +108,9 @@ async function next(talk) {
 }
 
 /** A reading may have been evicted since the page heard of it, or the server been started anew and be loading the model: then the
- * question waits, once for each. Returns what learns how far that is, or null. */
+ * question waits, once for each of these refusals. Returns what learns how far that is, or null. */
 function missing(talk, { code, returned }) {
-  if (code === returned) return null;
+  if (returned?.includes(code)) return null;
   if (UNREAD.has(code)) return () => relearn(documentsOf(talk.document).map((one) => one.id));
   return code === "model_loading" ? learnAgain : null;
 }

@@ -2,12 +2,12 @@
 // to do if nobody reads.
 
 import { api } from "./api.js";
-import { bar, howFar, paintBar } from "./bar.js";
+import { bar, howFar, paintBar, stoppedAt } from "./bar.js";
 import { askable } from "./choose.js";
 import { fill, find, h } from "./dom.js";
 import { act, isGoing, readingOf } from "./following.js";
 import { documentsOf, model } from "./state.js";
-import { number, t } from "./words.js";
+import { t } from "./words.js";
 
 /** What stands in the way of a question about documents, or null. `coming` says that it will go away by itself. */
 export function obstacle(key) {
@@ -41,7 +41,7 @@ export function waitingNode() {
 
 function unreadWords(entry, reading) {
   const name = model().id;
-  if (reading?.state === "stopped") return `${entry.name}: ${t("read.stopped", { done: number(reading.done ?? 0), total: number(reading.tokens) })}`;
+  if (reading?.state === "stopped") return `${entry.name}: ${stoppedAt(reading)}`;
   return reading?.error ? `${t("ask.failed", { name: entry.name, model: name })} ${reading.error}` : t("ask.unready", { name: entry.name, model: name });
 }
 

@@ -54,6 +54,7 @@ const WORDS = {
   "read.until": ["until {time}, {left} left", "预计 {time} 读完，还需 {left}"],
   "read.memory": ["{used} of {planned} of memory", "内存 {used}，共需 {planned}"],
   "read.stopped": ["Stopped at {done} of {total} tokens", "已在 {done} / {total} 词元处停止"],
+  "read.stoppedBefore": ["Stopped; it is not known here how much was read", "已停止；此处不知已读多少"],
   "read.on": ["Read on", "继续读"],
   "read.it": ["Read it", "读入此文档"],
   "read.again": ["Read", "读入"],
