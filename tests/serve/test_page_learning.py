@@ -247,7 +247,8 @@ def test_where_a_reading_was_stopped_is_not_told_where_it_is_not_known(watched):
     assert waiting == "a.md: Stopped at 256 of 500 tokens"
 
 
-HEARD = """() => {
+HEARD = """async () => {
+    window.known = (await import("/page/js/state.js")).state;
     window.heard = [];
     new BroadcastChannel("handscroll").addEventListener("message", ({ data }) => heard.push(data));
 }"""
@@ -275,11 +276,10 @@ def test_conversations_about_documents_that_are_not_listed_stay(watched, live, h
             (await import("/page/js/following.js")).follow();
         }"""
         page.evaluate(code, number)
-    gone = "async (id) => !(await import('/page/js/state.js')).documentOf(id)"
-    page.wait_for_function(gone, arg=number)
+    page.wait_for_function("id => !known.documents.some((one) => one.id === id)", arg=number)
     page.unroute("**/v1/documents")
     page.unroute(f"**/v1/documents/{number}")
-    there = gone.replace("!(", "dispatchEvent(new Event('focus')) && (")  # until no look of before is on its way
+    there = "id => dispatchEvent(new Event('focus')) && known.documents.some((one) => one.id === id)"
     page.wait_for_function(there, arg=number)
     page.click("nav >> text=Read")
     page.click(f".library th a:text-is('stays-{how}.md')")

@@ -81,7 +81,7 @@ def test_what_somebody_waits_for_has_its_turn_while_a_report_is_measured(live, m
         worker, ran = live.serving.worker, []
         worker._awaited.append(lambda: ran.append("an explanation"))
         on_read(1)
-        return [{"ran": ran}]
+        return [{"ran": list(ran)}]
 
     monkeypatch.setattr(reporting, "brief", measured)
     (*_, last) = events(live, {"longest": 512, "needles": 1})
