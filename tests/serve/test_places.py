@@ -149,6 +149,7 @@ def test_long_counts_hold_up_no_answer_and_are_not_begun_for_who_has_gone(small,
     finally:
         gate.set()
     monkeypatch.undo()
+    small.until(lambda: small.serving.admission._beside.total() == 0)
     assert small.http.post("/v1/count", json={"model": "tiny", "text": "a"}).status_code == 200
     assert sorted(begun) == ["one", "two"]
 
