@@ -180,7 +180,7 @@ def afford_demand(
         known = {f"--cache {name}": demand.workload(name, model) for name in others}
         afford(demand.workload(policy, model, chunk), free, disk, known)
     hosted = demand.hosted(policy, model)
-    if hosted > (there := spare()[0]):
+    if hosted and hosted > (there := spare(torch.device("cpu"))[0]):
         raise CapacityError(
             f"the cache '{policy}' puts {size_text(hosted)} into the memory of the host, where {size_text(there)} are "
             "free: give a shorter prompt or fewer new tokens, or keep the tokens on disk (offload:place=disk)"

@@ -193,10 +193,11 @@ def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[st
     touched = Counter(
         name for old, new in zip(table, made, strict=True) for name in columns if old.get(name) != new.get(name)
     )
-    rows = "".join(f"; '{name}' changed in {count:,} rows" for name, count in touched.items())
     step.note(
-        f"personal data that was masked in {where}: {counted(kinds)}{rows}; names and addresses of people are not found"
+        f"personal data that was masked in {where}: {counted(kinds)}; names and addresses of people are not found"
     )
+    if len(columns) > 1 and touched:
+        step.note("rows masked by column: " + ", ".join(f"'{name}' {count:,}" for name, count in touched.items()))
     if left := sum(_numbers(record.get(name)) for record in table for name in columns):
         step.note(f"{left:,} whole numbers of seven digits or more are no texts, and were left as they are")
     return made.having(made.records, step)
