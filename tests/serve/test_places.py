@@ -47,7 +47,7 @@ def posted(path: str, body: bytes, size: int = 0) -> bytes:
     return "\r\n".join((*lines, f"Content-Length: {size or len(body)}", "", "")).encode() + body
 
 
-def documents(live) -> list[str]:
+def shelf(live) -> list[str]:
     """The numbers of the documents; what is said of one that is read changes."""
     return [one["id"] for one in live.http.get("/v1/documents").json()["data"]]
 
@@ -230,7 +230,7 @@ def sending(server, name: str, text: str = TEXT) -> socket.socket:
 
 def test_a_file_whose_sender_has_gone_is_not_kept(small, opening):
     gate, opened = opening
-    before = documents(small)
+    before = shelf(small)
     with sending(small, "slow.txt"), sending(small, "slow-two.txt"):
         small.until(lambda: sorted(opened) == ["slow-two.txt", "slow.txt"])
         with sending(small, "slow-three.txt"):  # it waits for its turn
@@ -239,7 +239,7 @@ def test_a_file_whose_sender_has_gone_is_not_kept(small, opening):
     small.http.get("/health")  # by its answer the server has seen that all have gone
     gate.set()
     small.until(lambda: small.serving.admission.open == 0)
-    assert documents(small) == before and "slow-three.txt" not in opened
+    assert shelf(small) == before and "slow-three.txt" not in opened
     assert small.serving.readings.waiting == 0 and not small.serving._turns
 
 
@@ -295,22 +295,22 @@ def test_a_document_that_is_deleted_before_its_upload_is_answered_is_not_there(s
         small.http.delete(f"/v1/documents/{entry.number}").raise_for_status()
         return tokens if when == "after" else real(entry, served)
 
-    before = documents(small)
+    before = shelf(small)
     monkeypatch.setattr(small.serving, "begin", begin)
     made = small.http.post("/v1/documents", files={"file": ("a.txt", TEXT.encode())}, timeout=20)
     assert (made.status_code, made.json()["error"]["code"]) == (404, "document_not_found"), made.text
-    assert documents(small) == before
+    assert shelf(small) == before
 
 
 def test_a_file_that_cannot_be_read_after_it_came_is_not_kept(small, monkeypatch):
     def refuse(entry, served):
         raise DataError("the template refuses it")
 
-    before = documents(small)
+    before = shelf(small)
     monkeypatch.setattr(small.serving.readings, "begin", refuse)
     made = small.http.post("/v1/documents", files={"file": ("a.txt", TEXT.encode())})
     assert made.status_code == 400 and "refuses it" in made.json()["error"]["message"], made.text
-    assert documents(small) == before
+    assert shelf(small) == before
 
 
 def test_the_files_of_one_key_do_not_hold_up_those_of_another(served_models, tmp_path, opening):
