@@ -77,7 +77,8 @@ def given(page, name: str, text: str) -> None:
 
 
 def asked(page, question: str) -> None:
-    """Ask a question and wait for the end of its answer."""
+    """Ask a question and wait for the end of its answer, which is painted a frame later than what stands below it."""
     page.fill("#question", question)
     page.keyboard.press("Enter")
     page.wait_for_selector(".turn:last-child .contract")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
