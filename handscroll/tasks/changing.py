@@ -40,7 +40,7 @@ def filled(lm: LM, gaps: Sequence[tuple[str, str]]) -> list[str]:
         )
     words = {number: tokenizer.decode([number]) for number in range(tokenizer.vocab_size)}
     allowed = torch.tensor([word.strip().isalnum() for word in words.values()])
-    allowed = torch.cat([allowed, allowed.new_zeros(max(0, lm.model.config.vocab - len(allowed)))])
+    allowed = torch.cat([allowed, allowed.new_zeros(max(0, lm.model.config.vocab - len(allowed)))]).to(lm.model.device)
     rows = [_masked(lm, before, behind, mask) for before, behind in gaps]
     found = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
@@ -50,7 +50,7 @@ def filled(lm: LM, gaps: Sequence[tuple[str, str]]) -> list[str]:
         for place, at in enumerate(group):
             ids[place, : len(rows[at])] = torch.tensor(rows[at])
             index[place, : len(rows[at])] = torch.arange(len(rows[at]))
-        marks = Marks.of(index)
+        ids, marks = ids.to(lm.model.device), Marks.of(index.to(lm.model.device))
         hidden = lm.model.hidden(lm.model.embed(ids, marks), marks, lm.model.mask(), length=ids.shape[1])
         logits = lm.model.logits(hidden[torch.arange(len(group)), [rows[at].index(mask) for at in group]][:, None])
         best = logits[:, 0].masked_fill(~allowed, float("-inf")).argmax(dim=-1).tolist()
