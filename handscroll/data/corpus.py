@@ -3,7 +3,7 @@
 import glob
 import logging
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -87,9 +87,16 @@ def _found(pattern: str) -> tuple[Path, list[Path]]:
         return Path(root).parent, [Path(root)]
     base = Path(root) if not star or root.endswith("/") else Path(root).parent
     below = root.rpartition("/")[2] + star + rest
-    starts, deep, _ = below.partition("**")
-    for start in [base] if not star or (deep and not starts) else base.glob(starts) if deep else ():
-        for folder in not_entered(start) if start.is_dir() else ():
+    for start in filter(Path.is_dir, _entered(base, below) if star else [base]):
+        for folder in not_entered(start):
             _log.warning("files = %r: %s", pattern, folder)
     found = base.glob(below) if star else base.rglob("*")
     return base, [path for path in sorted(found) if path.is_file()]
+
+
+def _entered(base: Path, below: str) -> Iterable[Path]:
+    """The folders that a pattern below `base` enters at any depth: those that its part before ** names."""
+    starts, deep, _ = below.partition("**")
+    if not deep:
+        return ()
+    return base.glob(starts) if starts else [base]

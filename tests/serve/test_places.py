@@ -243,9 +243,9 @@ def test_a_file_whose_sender_has_gone_is_not_kept(small, opening):
     assert small.serving.readings.waiting == 0 and not small.serving._turns
 
 
-READER = """import sys, time
+READER = """import signal, sys
 open(sys.argv[1] + ".begun", "x").close()
-time.sleep(600)
+signal.pause()
 """
 
 
