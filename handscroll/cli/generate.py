@@ -22,9 +22,10 @@ from handscroll.cli.options import (
     Weights,
     given,
     one_cache,
-    rounds,
+    say_cache,
     say_cut,
     say_defaults,
+    say_weights,
     text_or_input,
 )
 from handscroll.cli.screen import error_screen
@@ -174,12 +175,8 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
     """Print the approximate settings on standard error."""
-    from handscroll.cache.table import kind_of
-
-    approximate = [f"--cache {cache}"] * (bool(cache) and not kind_of(cache).exact)
-    approximate += [f"--weights {weights}"] * rounds(weights)
-    if approximate:
-        error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)")
+    say_cache(cache or "full", f"--cache {cache}")
+    say_weights(weights)
     if choice is not None and choice.loss is not None:
         error_screen().print(f"approximate: --kv-budget: {choice.report()}")
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.base.workload import Workload
+from handscroll.base.workload import Footprint, Workload
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint, kind_of
@@ -88,19 +88,19 @@ class Demand(NamedTuple):
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
-        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
+        made = _footprint(policy, model)
         if self.samples == 1:
             return made.peak(len(self.prompt), self.new, chunk)
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
     def hosted(self, policy: str, model: Model) -> int:
         """Bytes of a policy's cache in host memory, for a model on a GPU."""
-        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
+        made = _footprint(policy, model)
         return math.ceil(made.hosted * (len(self.prompt) + self.samples * self.new))
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
         """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
-        made = footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
+        made = _footprint(policy, model)
         return Workload(
             kind="generate",
             spec=model.spec,
@@ -122,6 +122,10 @@ class Demand(NamedTuple):
     def suits(self, kind: type[Cache]) -> bool:
         """Whether a policy's cache can be shared, cut back and saved as this request wants it."""
         return (kind.rewinds or (self.samples == 1 and not self.rewinds)) and (kind.saved or not self.saved)
+
+
+def _footprint(policy: str, model: Model) -> Footprint:
+    return footprint(policy, model.config, model.cache_dtype.itemsize, model.device.type)
 
 
 def weights_of(model: Model) -> dict[str, Any]:
