@@ -40,7 +40,7 @@ from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import ChatSettings, SamplingSettings, Settings, sampling_of
-from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, weighted
+from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, task_of, weighted, write_task
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
 from handscroll.models.locate import locate
@@ -48,7 +48,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.onnx import Differences, graph_of, save_onnx
 from handscroll.models.sentence_folder import Sentences, write_recipe
 from handscroll.models.vectors import How, vectors
-from handscroll.models.weights import TASK, load_model, read_provenance, save_model, write_provenance, written_dtype
+from handscroll.models.weights import load_model, read_provenance, save_model, write_provenance, written_dtype
 from handscroll.nn.quantised import PROJECTIONS
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
@@ -66,7 +66,8 @@ class LM:
     `provenance` is the content of `handscroll.json` in the folder: the record of how the checkpoint was made.
     `defaults` are the settings that the checkpoint recommends, under those that a call gives. `adapters` are those that
     are on the model and not merged. `stored` is the dtype of the numbers that `save` writes: that of the files, if the
-    model was loaded with dtype "auto" (None: the model's). `sentences` is the recipe of a sentence encoder.
+    model was loaded with dtype "auto" (None: the model's). `sentences` is the recipe of a sentence encoder, `task` the
+    content of the `task.json` of a model that was tuned for a task.
     """
 
     model: Decoder
@@ -77,6 +78,7 @@ class LM:
     adapters: tuple[Weighted, ...] = ()
     stored: torch.dtype | None = None
     sentences: Sentences | None = None
+    task: bytes | None = None
     _chat: tuple[tuple[Any, ...], Chat] | None = field(default=None, init=False, repr=False)  # that of `chat`, kept
 
     @property
@@ -411,8 +413,7 @@ class LM:
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
         write_recipe(self.sentences, folder, self.model.config.width)
         write_provenance(self.provenance, folder)
-        if folder.resolve() != Path(self.source).resolve():
-            (folder / TASK).unlink(missing_ok=True)
+        write_task(self.task, folder)
         return folder
 
     def merge(self) -> "LM":
@@ -493,7 +494,7 @@ def load(
     if ends := defaults.ends(model.config.vocab):
         model.config = model.config.model_copy(update={"eos": ends})
     stored = written_dtype(path) if dtype == "auto" else None
-    record, sentences = read_provenance(path), Sentences.read(path)
+    record, sentences, task = read_provenance(path), Sentences.read(path), task_of(path, adapters)
     del held
     trim()  # the free pages that the header and the making of the tokenizer left behind
-    return LM(model, tokenizer, str(source), record, defaults, adapters, stored, sentences)
+    return LM(model, tokenizer, str(source), record, defaults, adapters, stored, sentences, task)

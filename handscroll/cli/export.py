@@ -55,7 +55,6 @@ def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[s
     """Write a folder with an ONNX graph, and say how far it is from the model."""
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
-    from handscroll.models.adapters import keep_task, weighted
 
     if kind not in ("", "f32"):
         raise ConfigError(f"--type {kind}: a graph is written in f32, in which it was compared; leave out --type")
@@ -63,7 +62,6 @@ def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[s
         raise ConfigError(f"{out}: --onnx writes a folder, with the tokenizer beside the graph; give its name")
     lm = load(model, dtype="float32", weights="float", adapter=adapter).merge()
     found = lm.export_onnx(out, length)
-    keep_task(model, weighted(adapter), out)
     _say(out)
     screen().print(
         f"onnxruntime's outputs are the model's to {found.largest:.1e} ({found.numbers:,} numbers compared)",
@@ -76,7 +74,7 @@ def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None
 
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
-    from handscroll.models.adapters import keep_task, over_base, weighted
+    from handscroll.models.adapters import over_base, weighted
     from handscroll.models.locate import locate
     from handscroll.models.weights import loaded_dtype
     from handscroll.nn.quantised import PROJECTIONS, quantise
@@ -98,7 +96,6 @@ def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None
             stored = loaded_dtype(locate(base), "cuda")  # a CPU would widen float16
             lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
     lm.save(out)
-    keep_task(model, weighted(adapter), out)
 
 
 def register(app: typer.Typer) -> None:

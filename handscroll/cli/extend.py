@@ -66,7 +66,6 @@ def extend(
     from handscroll.extend.search import Search
     from handscroll.extend.tune import TuneSettings
     from handscroll.lm import LM, load
-    from handscroll.models.adapters import keep_task
     from handscroll.nn.quantised import quantised
     from handscroll.train.start import trained_from
 
@@ -119,7 +118,6 @@ def extend(
     show_all(result)
     tell_of_tuning(result.lm)
     result.lm.save(out)
-    keep_task(model, (), out)
     if result.comparison is not None:
         _report(result.comparison, out)
     Remembered(remember, lm).forget()

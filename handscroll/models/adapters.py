@@ -18,7 +18,6 @@ from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.runs import write_file
 from handscroll.base.spec import HeadSpec
 from handscroll.models.foreign import Entry
-from handscroll.models.locate import locate
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import with_head
 from handscroll.models.peft import Adapter, LowRank, named_base, read_adapter
@@ -87,17 +86,23 @@ def over_base(source: str | Path, adapters: tuple[Weighted, ...]) -> tuple[str |
     return (source, adapters) if base is None else (base, (Weighted(folder), *adapters))
 
 
-def keep_task(source: str | Path, adapters: tuple[Weighted, ...], out: Path) -> None:
-    """Copy the task for which adapters over a model, or else the model itself, were tuned to a folder made of them.
+def task_of(base: Path, adapters: tuple[Weighted, ...]) -> bytes | None:
+    """What `task.json` says of the task for which adapters over a model, or else the model itself, were tuned.
 
-    Adapters that were tuned for different tasks leave none.
+    None: they were tuned for none, or the adapters for different ones.
     """
-    base, adapters = over_base(source, adapters)
     own = {path.read_bytes() for one in adapters if (path := one.folder / TASK).exists()}
-    if not own and (path := locate(base) / TASK).exists():
+    if not own and (path := base / TASK).exists():
         own = {path.read_bytes()}
-    if len(own) == 1:
-        write_file(out / TASK, own.pop())
+    return own.pop() if len(own) == 1 else None
+
+
+def write_task(task: bytes | None, folder: Path) -> None:
+    """Write the task of a model into its folder; that of another model there is removed."""
+    if task is None:
+        (folder / TASK).unlink(missing_ok=True)
+    else:
+        write_file(folder / TASK, task)
 
 
 def adapt(model: Decoder, adapters: Sequence[Weighted]) -> Decoder:

@@ -100,6 +100,7 @@ def test_a_folder_is_saved_into_itself_with_all_that_it_held(folder):
     lm.save(folder)
     again = handscroll.load(folder)
     assert (again.model.config, again.sentences) == (lm.model.config, lm.sentences)
+    assert (folder / "task.json").read_text() == LEFT["task.json"]
     assert (again.provenance, again.tokenizer.settings["chat_template"]) == (
         lm.provenance,
         lm.tokenizer.settings["chat_template"],

@@ -75,6 +75,10 @@ def test_a_decoder_keeps_the_units_in_the_task_and_its_adapter_gives_the_same_nu
     assert load_tuned(tmp_path / "again")[1] == task
     run_command("extend", tmp_path / "merged", "--out", tmp_path / "longer", "--to", "128", "--method", "ntk")
     assert load_tuned(tmp_path / "longer")[1] == task
+    handscroll.load(adapter).merge().save(tmp_path / "saved")
+    assert load_tuned(tmp_path / "saved")[1] == task
+    handscroll.load(base).save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "task.json").exists()
 
 
 @pytest.mark.parametrize(("family", "pooling"), [("bert", "mean"), ("bert", "attention"), ("llama", "attention")])
