@@ -86,10 +86,15 @@ def clean(table: Table, columns: Sequence[str], how: Cleaning, private: Sequence
     if how.space:
         table = _changed(table, columns, "rows with blanks folded", folded)
     if how.empty:
-        table = table.keep(lambda record: bool(str(record.get(columns[0]) or "").strip()), "empty texts")
+        table = table.keep(lambda record: _full(record.get(columns[0])), "empty texts")
     if how.copies or how.near is not None:
         table = without_copies(table, columns[0], how.near)
     return table
+
+
+def _full(value: Any) -> bool:
+    """Whether something stands in a cell; 0 and false do."""
+    return value not in (None, [], {}) and bool(str(value).strip())
 
 
 def _steps(how: Cleaning) -> Iterator[tuple[str, Step]]:

@@ -81,6 +81,8 @@ def test_empty_texts_and_copies_are_left_out_and_counted():
     assert cleaned(texts, copies=True)[0] == ["One  two", " ", long, long + " indeed", "three"]
     with pytest.raises(DataError, match="no row is left"):
         cleaned([" "], empty=True)
+    kept = clean(Table.of([{"text": one} for one in (0, False, None, [], "a")]), ["text"], Cleaning(empty=True))
+    assert [record.values["text"] for record in kept.records] == [0, False, "a"]
 
 
 def test_ids_are_distinct_or_counted():
