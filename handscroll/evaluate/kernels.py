@@ -8,10 +8,12 @@ import torch
 from handscroll.kernels.native.library import reason
 from handscroll.kernels.registry import Choice, recording
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
+from handscroll.nn.compiled import stack
 from handscroll.nn.marks import Marks
 
 PROMPT, DRAFT = 32, 4  # tokens of a text, and of a draft that is read in one step after it
+ONE = "one new token"
 # Sizes of a decoder of the usual form, to see the kernels of this machine without a model of one's own.
 USUAL = {"vocab": 256, "width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 64, "mlp_width": 512}
 POSITIONS = {"base": 10000.0, "scaling": {"name": "none"}, "context": 256, "trained": 256}
@@ -30,7 +32,7 @@ def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
     if cache is not None:
         steps.append((f"{DRAFT} new tokens after them (a draft)", PROMPT, DRAFT))
         # On a GPU the graph is captured at the third token.
-        steps += [("one new token", PROMPT + DRAFT + n, 1) for n in range(3 if model.device.type == "cuda" else 1)]
+        steps += [(ONE, PROMPT + DRAFT + n, 1) for n in range(3 if model.device.type == "cuda" else 1)]
     found: dict[str, Counter[Choice]] = {}
     for name, start, count in steps:
         with recording() as made, torch.no_grad():
@@ -45,7 +47,10 @@ def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
 
 
 def lines(model: Model) -> Iterator[str]:
-    """`situations` as text: a line for each choice, and a line for each faster kernel that was refused."""
+    """`situations` as text: a line for each choice, and a line for each faster kernel that was refused.
+
+    A compiled call of all layers computes products and attention itself; a further line says how.
+    """
     yield f"compiled kernels: {reason()}"
     for name, made in situations(model):
         yield ""
@@ -54,6 +59,8 @@ def lines(model: Model) -> Iterator[str]:
             yield f"  {choice.operation}: {choice.kernel} ({choice.why}){_times(count)}"
             for kernel, refusal in choice.refused:
                 yield f"      not {kernel}: {refusal}"
+            if (choice.kernel, name) == ("one call", ONE) and isinstance(model, Decoder):
+                yield f"      inside it: {stack.inside(model.layers)}"
 
 
 def _times(count: int) -> str:

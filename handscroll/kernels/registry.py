@@ -1,8 +1,9 @@
 """The registry of kernels: every operation lists its kernels, fastest first; the first that takes the tensors runs.
 
-This is the only place that chooses a kernel. The same code gives the reasons: `Operation.explain` for given arguments,
-and `recording` for all calls inside it. A refusal is a sentence from the very test that decides, so the printed reasons
-are those of the choice.
+No other Python code chooses a kernel. A compiled kernel divides its own work further, which is not seen here: products
+by the number of rows (`native/products.h`), attention by the rows that read the same keys (`native/decode.cpp`). The
+code that chooses also gives the reasons: `Operation.explain` for given arguments, and `recording` for all calls inside
+it. A refusal is a sentence from the very test that decides, so the printed reasons are those of the choice.
 """
 
 from collections import Counter

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels.formats import FORMATS
 from handscroll.kernels.native.calls import KINDS, refuses_decode
 from handscroll.kernels.native.library import library
 from handscroll.kernels.native.tables import Layer, Run
@@ -93,6 +94,21 @@ def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
     array = _filled(_known(cache, like), known, rooms, firsts, cache.own)
     _scale(_known(cache, like), known, context)
     return _call(array, x, context, cache.own)
+
+
+def inside(layers: nn.ModuleList) -> str:
+    """What the one call does for a single token of a single row, in words; the registry sees the call alone."""
+    parts = _layers(layers).parts
+    before, after = [part.form.before for part in parts], [part.form.after for part in parts]
+    matrices = [x for half in before for x in (half.query, half.key, half.value)]
+    matrices += [x for half in after for x in (half.output, half.gate, half.up, half.down)]
+    kinds = {matrix.kind for matrix in matrices if matrix.weight}
+    formats = [name for name, one in FORMATS.items() if one.number in kinds]
+    return (
+        f"{sum(bool(matrix.weight) for matrix in matrices)} products with matrices in {' and '.join(formats)}, each "
+        "read once as it lies (the product of a few rows); attention reads each key once, for the "
+        f"{before[0].heads // before[0].kv} queries of a kv head (the attention of a few queries)"
+    )
 
 
 def _layers(layers: nn.ModuleList) -> _Layers:
