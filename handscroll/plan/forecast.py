@@ -62,8 +62,8 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     phase + the waste of the heap. docs/plan.md gives the measured errors. Limits: one process. Validation, tokenizer
     training and reading the text are not included. On a GPU the base and the speeds are those of an H200.
     """
-    assert workload.strategy != "auto" or workload.kind in ("generate", "serve"), "plan.resolve comes first"
-    assert workload.chunk or workload.strategy not in CHUNKED, "settle the chunk first (plan.resolve)"
+    assert workload.strategy != "auto" or workload.kind in ("generate", "serve"), "resolve comes first (plan/choose.py)"
+    assert workload.chunk or workload.strategy not in CHUNKED, "settle the chunk first (plan/choose.py)"
     train = workload.kind in ("train", "extend")
     source = memory if train else inference
     fixed, found = source.fixed_parts(workload), source.phases(workload)

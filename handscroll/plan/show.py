@@ -1,4 +1,4 @@
-"""A plan as tables of plain values, for the printed output of the command and its JSON."""
+"""The entry to planning: `plan` makes the `Plan` of a run, and `plan_lines` its tables, as the command prints them."""
 
 import math
 from collections.abc import Sequence

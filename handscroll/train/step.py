@@ -86,7 +86,7 @@ def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = 
         ConfigError: the settings ask for offload = 'host' while the model is on the CPU, for ranks that share tokens
             with a strategy without chunks, or for a combination that the model does not support.
     """
-    assert memory.strategy != "auto", "resolve settings with plan.resolve first"
+    assert memory.strategy != "auto", "resolve settings first (plan/choose.py)"
     device = model.device
     if memory.offload == "host" and device.type == "cpu":
         raise ConfigError("memory.offload = 'host' while the model is on the CPU frees no memory; use 'disk'")

@@ -1,7 +1,10 @@
 """Imports go downwards only: the tables of docs/architecture.md, checked file by file."""
 
 import ast
+import re
 from pathlib import Path
+
+from handscroll.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "handscroll"
@@ -62,6 +65,17 @@ def test_an_upward_import_would_be_seen():
 def test_every_folder_has_a_row():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
     assert folders <= set(layers())
+
+
+def test_every_folder_has_tests_and_the_page_names_those_that_are_a_verb():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {name for name in folders if not (ROOT / "tests" / name).is_dir()} == set()
+    verbs = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    verbs |= {group.name or "" for group in app.registered_groups}
+    both = {name for name in folders & verbs if (ROOT / "docs" / f"{name}.md").exists()}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = page.split("a verb of the command line with a page of the documentation (")[1].split(")")[0]
+    assert set(re.findall(r"`(\w+)`", named)) == both
 
 
 INSIDE = ("nn", "kernels", "cache")
