@@ -12,7 +12,9 @@ import handscroll
 from handscroll.cli.main import app
 from handscroll.lm import LM
 from handscroll.models.table import FAMILIES
+from handscroll.nn.positions.buckets import Buckets
 from handscroll.nn.positions.learned import LEARNED
+from handscroll.nn.positions.slopes import Slopes
 from handscroll.nn.positions.stretch import METHODS
 from handscroll.nn.scaling.table import SCALINGS
 from handscroll.objectives.settings import OBJECTIVES
@@ -37,8 +39,11 @@ def test_the_readme_lists_every_family_method_and_verb():
 
 def test_every_method_has_a_row_and_every_scaling_a_method():
     page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
-    for name in [*METHODS, *LEARNED]:
-        assert f"`{name}`" in page, name
+    for name in [*METHODS, *LEARNED, *Slopes.methods, *Buckets.methods]:
+        [row] = [line for line in page.splitlines() if re.match(rf"\| [^|]*`{name}`", line)]
+        files = re.findall(r"`([\w/]+\.py)`", row.split("|")[3])
+        sources = [(ROOT / "handscroll" / file).read_text(encoding="utf-8") for file in files]
+        assert any(f'"{name}"' in one or f"def {name}" in one for one in sources), name
     assert set(SCALINGS) <= set(METHODS)
 
 
@@ -71,8 +76,27 @@ def test_links_lead_somewhere_and_no_placeholder_is_left(page):
         if not target.startswith(("http", "mailto")):
             assert (page.parent / target).exists(), target
     assert not re.search(r"<!-- \w+ -->\s*\n\s*\n", text), "a place for real output is still empty"
-    for module in re.findall(r"`((?:nn|extend|models|train|data|evaluate|text|generate)/[\w/]+\.py)", text):
-        assert (ROOT / "handscroll" / module).exists(), module
+
+
+SOURCES = [*(path for kind in ("py", "h", "cpp", "js", "md") for path in (ROOT / "handscroll").rglob(f"*.{kind}"))]
+WRITTEN = [path for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py")]
+FILES = "".join(f"/{path.relative_to(ROOT).as_posix()}\n" for path in [*SOURCES, *WRITTEN, *PAGES])
+FOLDERS = {part for path in [*SOURCES, *WRITTEN] for part in path.relative_to(ROOT).parts[:-1]}
+
+
+def test_a_file_that_is_named_with_its_folder_exists():
+    """In pages, comments and docstrings alike; `nn/block.py: Block` names what stands in the file, too."""
+    wrong = []
+    for path in [*PAGES, *SOURCES, *WRITTEN]:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w./{}*~-])([a-z]\w*(?:/\w+)+\.(?:py|h|cpp|js|md))\b", text):
+            if name.split("/")[0] in FOLDERS and f"/{name}\n" not in FILES:
+                wrong.append(f"{path}: {name}")
+        for name, inside in re.findall(r"`([a-z]\w*(?:/\w+)+\.py): (\w+)[\w.]*`", text):
+            found = [one.read_text(encoding="utf-8") for one in SOURCES if one.as_posix().endswith(f"/{name}")]
+            if not any(re.search(rf"\b{inside}\b", source) for source in found):
+                wrong.append(f"{path}: {name}: {inside}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "Makefile", ROOT / ".ci" / "run"], ids=lambda page: page.name)

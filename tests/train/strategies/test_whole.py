@@ -108,7 +108,7 @@ def test_a_packed_document_learns_nothing_from_its_neighbours(tmp_path):
 
 
 def test_a_few_tokens_read_the_keys_of_all_chunks():
-    """The last chunk has as few tokens as `nn/compiled/halves.py` takes, and must not keep its keys."""
+    """The last chunk has as few tokens as `nn/compiled/layer.py` takes, and must not keep its keys."""
     sizes = {"vocab": 67, "width": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_size": 32, "mlp_width": 64}
     positions = {"base": 1e4, "scaling": {"name": "none"}, "context": 256, "trained": 256}
     model, data = Llama(LlamaConfig(**sizes, positions=positions)), batch("plain", False, rows=1, length=132)
