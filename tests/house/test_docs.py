@@ -11,6 +11,7 @@ import pytest
 import handscroll
 from handscroll.cli.main import app
 from handscroll.lm import LM
+from handscroll.metrics.table import METRICS
 from handscroll.models.table import FAMILIES
 from handscroll.nn.positions.buckets import Buckets
 from handscroll.nn.positions.learned import LEARNED
@@ -45,6 +46,19 @@ def test_every_method_has_a_row_and_every_scaling_a_method():
         sources = [(ROOT / "handscroll" / file).read_text(encoding="utf-8") for file in files]
         assert any(f'"{name}"' in one or f"def {name}" in one for one in sources), name
     assert set(SCALINGS) <= set(METHODS)
+
+
+def test_every_metric_has_a_row_and_no_row_is_of_another():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = page.split("## The metrics")[1].split("\n## ")[0].splitlines()
+    named = [name for row in rows if row.startswith("| `") for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(METRICS)
+
+
+def test_the_readme_names_every_guide_on_adding_something():
+    [row] = [line for line in README.splitlines() if line.startswith("| to add")]
+    for guide in (ROOT / "docs" / "adding").glob("*.md"):
+        assert f"(docs/adding/{guide.name})" in row, guide.name
 
 
 def test_every_objective_has_a_row_and_the_page_on_adding_one_shows_real_code():
