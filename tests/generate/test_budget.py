@@ -8,7 +8,7 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.full import FullCache
-from handscroll.cache.table import cache_of, footprint
+from handscroll.cache.table import POLICIES, cache_of, footprint
 from handscroll.generate import budget as module
 from handscroll.generate.budget import Demand, candidates, choose, size_of
 from handscroll.generate.divergence import Way, decoded, distance, said
@@ -51,11 +51,12 @@ def watched(cache):
     return cache, sizes
 
 
-POLICIES = ["full", "int8", "int4", "window:budget=70", "sinks:budget=70", "h2o:budget=70", "tova:budget=70"]
+SMALL = {"offload": ":block=32,recent=32", "retrieval": ":recent=32"}  # so that a short text is put away
+NAMES = [f"{name}:budget=70" if kind.evicts else name + SMALL.get(name, "") for name, kind in POLICIES.items()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("policy", [*POLICIES, "snapkv:budget=70", "offload:block=32,recent=32", "retrieval:recent=32"])
+@pytest.mark.parametrize("policy", NAMES)
 def test_what_a_policy_takes_is_what_is_said_of_it(policy, dtype, folder):
     model, chunk, prompt, new = load_model(folder, dtype=dtype), 24, 200, 20
     tokens = torch.randint(3, 97, (1, prompt + new - 1), generator=torch.Generator().manual_seed(0))
