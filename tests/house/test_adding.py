@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from handscroll.base.spec import POSITIONS, LayerSpec, Positions
 from handscroll.tasks.generative import Generative
 from handscroll.tasks.headed import Headed
 from handscroll.tasks.task import Task
@@ -49,3 +50,20 @@ def test_the_page_on_adding_a_task_says_what_each_base_wants_to_be_written(base)
     assert base.__abstractmethods__ <= wanted, base.__abstractmethods__ - wanted
     for name in wanted:
         assert hasattr(base, name), name
+
+
+def test_the_page_on_adding_positions_shows_a_whole_way_that_can_be_lengthened():
+    assert same(snippet("positions"), "nn/positions/slopes.py")
+    way = defined(snippet("positions"), "Slopes")(context=64, trained=64)
+    layer = LayerSpec(width=8, heads=1, kv_heads=1, head_size=8, mlp_width=8)
+    found = way.candidates("all", 256, way, layer)
+    assert [one.name for one in found] == ["none", "slopes (factor 2)", "slopes (factor 4)"]
+    assert way.restored({"factor": 4.0}, 64).describe(layer) == "ALiBi, slopes divided by 4"
+
+
+def test_the_page_on_adding_positions_names_every_way_and_the_whole_contract():
+    rows = [line for line in page("positions").splitlines() if line.startswith("| ")]
+    assert {name for name in POSITIONS if any(f"`{name}`" in row.split("|")[1] for row in rows)} == set(POSITIONS)
+    wanted = {name for name in vars(Positions) if not name.startswith("_") and name != "model_config"}
+    missing = {name for name in wanted if f"`{name}" not in page("positions")}
+    assert missing == set()
