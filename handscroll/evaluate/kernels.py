@@ -19,7 +19,7 @@ USUAL = {"vocab": 256, "width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "he
 POSITIONS = {"base": 10000.0, "scaling": {"name": "none"}, "context": 256, "trained": 256}
 
 
-def usual(dtype: torch.dtype) -> Model:
+def usual(dtype: torch.dtype) -> Decoder:
     """A small decoder of the usual form, with random weights."""
     return Llama(LlamaConfig.parse(USUAL | {"positions": POSITIONS}, "kernels")).to(dtype).eval()
 
@@ -46,7 +46,7 @@ def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
         yield f"training on {PROMPT} tokens", made
 
 
-def lines(model: Model) -> Iterator[str]:
+def lines(model: Decoder) -> Iterator[str]:
     """`situations` as text: a line for each choice, and a line for each faster kernel that was refused.
 
     A compiled call of all layers computes products and attention itself; a further line says how.
@@ -59,7 +59,7 @@ def lines(model: Model) -> Iterator[str]:
             yield f"  {choice.operation}: {choice.kernel} ({choice.why}){_times(count)}"
             for kernel, refusal in choice.refused:
                 yield f"      not {kernel}: {refusal}"
-            if (choice.kernel, name) == ("one call", ONE) and isinstance(model, Decoder):
+            if (choice.kernel, name) == ("one call", ONE):
                 yield f"      inside it: {stack.inside(model.layers)}"
 
 

@@ -11,6 +11,7 @@ import pytest
 import handscroll
 from handscroll.base.spec import POSITIONS
 from handscroll.base.tables import resolve
+from handscroll.base.workload import CHUNKED
 from handscroll.cli.main import app
 from handscroll.lm import LM
 from handscroll.metrics.table import METRICS
@@ -45,6 +46,16 @@ def test_every_method_has_a_row_and_every_scaling_a_method():
         sources = [(ROOT / "handscroll" / file).read_text(encoding="utf-8") for file in files]
         assert any(f'"{name}"' in one or f"def {name}" in one for one in sources), name
     assert set(SCALINGS) <= set(LENGTHENING)
+
+
+def test_the_glossary_explains_what_is_coined_and_lists_what_is_ambiguous():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words, several = page.split("## Words with several meanings")
+    rows = {name.strip() for row in words.splitlines() for name in row.split("|")[1:2]}
+    for name in ("Keeper", "Room", "Reads", *CHUNKED):
+        assert any(f"`{name}`" in row for row in rows), name
+    rows = {row.split("|")[1].strip() for row in several.splitlines() if row.startswith("| ")}
+    assert {"task", "stage", "chunk", "page", "budget", "window", "recipe", "turn", "place"} <= rows
 
 
 def test_every_metric_has_a_row_and_no_row_is_of_another():
