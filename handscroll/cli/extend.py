@@ -141,10 +141,9 @@ def _kept(folder: Path) -> Iterator[None]:
     """On an interruption say where it goes on."""
     try:
         yield
-    except KeyboardInterrupt:
-        if folder.exists():
-            told = f"kept: what was measured, in {folder}; the same command goes on from there"
-            error_screen().print(told)
+    except KeyboardInterrupt as stopped:
+        if told := str(stopped) or (f"kept: what was measured, in {folder}" if folder.exists() else ""):
+            error_screen().print(f"{told}; the same command goes on from there")
         raise
 
 

@@ -56,6 +56,7 @@ def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
     Raises:
         ConfigError: the method is unknown, or the target is not above the context.
         DataError: the text is too short.
+        KeyboardInterrupt: a signal stopped the tuning. The same call goes on from its folder.
     """
     return extension(lm, to, method, **settings).lm
 

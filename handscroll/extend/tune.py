@@ -55,7 +55,8 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     A tuning that was interrupted in `folder` resumes.
 
     Raises:
-        DataError: the files hold less than one row of text.
+        DataError: the files hold less than one row of text. KeyboardInterrupt: a signal stopped the tuning; what it has
+            done is in `folder`.
     """
     text = Files(
         files=settings.files,
@@ -86,6 +87,8 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
     run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
     progress = train(run, Updates(rows, settings.rows, 1), objective, Callbacks(on_record=on_record))
+    if progress.step < settings.steps:
+        raise KeyboardInterrupt(f"the tuning in {folder} was stopped after {progress.step} of {settings.steps} steps")
     plan.compare()
     if settings.lora is not None:
         if stands_apart(lm.model):
