@@ -4,7 +4,8 @@
     python -m bench.generation run NAME MODEL FOLDER    baselines, prompting and, where the job has a recipe, tuning
 
 `run` prints one line a system and metric and appends the same to FOLDER/NAME.scores.jsonl. A job takes at most about 25
-minutes on two cores. FOLDER is also where the recipes in recipes/tasks run: `cd FOLDER; handscroll finetune RECIPE`.
+minutes on two cores. Scores of another model or of other rows need another FOLDER. FOLDER is also where the recipes in
+recipes/tasks run: `cd FOLDER; handscroll finetune RECIPE`.
 """
 
 import ast
@@ -80,6 +81,7 @@ FAR, LONG = (
     40_000,
     80_000,
 )  # characters: evidence stands beyond the first (8,192 tokens of Qwen)
+OTHER = "take another FOLDER"
 ORIGIN, ALIKE = "origin", 80  # what a row is of; so many characters tell that two dialogues are one
 
 
@@ -189,7 +191,12 @@ def _shortest(rows: Rows, count: int) -> Rows:
 
 
 def run(name: str, source: str, folder: Path) -> None:
-    """Score every system of a job on its test rows."""
+    """Score every system of a job on its test rows.
+
+    Raises:
+        SystemExit: FOLDER has scores of another model or of other rows, or a run of another recipe; the tuning was
+            stopped.
+    """
     job = JOBS[name]
     lm, task = load(source), task_from(dict(job.task))
     assert isinstance(task, Generative)
@@ -198,7 +205,9 @@ def run(name: str, source: str, folder: Path) -> None:
     if job.recipe:
         shots = task.read(read_table(str(folder / f"{name}.train.jsonl")), {}).examples
     systems: dict[str, Sequence[Prediction]] = {}
+    recipe = _recipe(name, source, folder) if job.recipe else None
     keep = _Keeper(task, tests, shots, folder / f"{name}.scores.jsonl", source)
+    _settle(name, folder, keep.of, recipe)
     for plain, said in task.baselines(shots, tests).items() if shots or task.name == "summarise" else ():
         systems[plain] = keep(plain, lambda said=said: said)
     for way, settings in job.ways.items():
@@ -207,8 +216,7 @@ def run(name: str, source: str, folder: Path) -> None:
     if job.shots:
         near = Prompting(job.shots, shots, "similar")
         systems[f"{job.shots}-shot"] = keep(f"{job.shots}-shot", lambda: task.prompted(lm, tests, near))
-    if job.recipe:
-        recipe = _recipe(name, source, folder)
+    if recipe is not None:
         systems["tuned"] = keep("tuned", lambda: _tuned(name, recipe, folder, tests), recipe=recipe)
     last = list(systems)[-1]
     for other, found in systems.items():
@@ -227,12 +235,20 @@ def _recipe(name: str, source: str, folder: Path) -> dict[str, Any]:
     return values
 
 
+def _settle(name: str, folder: Path, of: Mapping[str, Any], recipe: dict[str, Any] | None) -> None:
+    """Claim the scores of a job and the run of its recipe, before anything is asked."""
+    claim(folder / f"{name}.scores.jsonl", of, OTHER)
+    if recipe is not None:
+        rows = b"".join(Path(one).read_bytes() for one in recipe["data"]["train"])
+        claim(folder / f"run-{name}", {"recipe": recipe, "rows": _hash(rows)}, OTHER)
+
+
 def _tuned(name: str, recipe: dict[str, Any], folder: Path, tests: Sequence[Example]) -> Sequence[Prediction]:
     """What the model says after a recipe; its run goes on if it is there."""
-    rows = b"".join(Path(one).read_bytes() for one in recipe["data"]["train"])
-    claim(folder / f"run-{name}", {"recipe": recipe, "rows": _hash(rows)}, "take another FOLDER")
     begun = monotonic()
     made = finetune(TuningRecipe.parse(recipe, name), folder / f"run-{name}", Options(show=_say))
+    if not made.finished:
+        raise SystemExit("stopped; the same command goes on")
     _say(f"{name}: tuned in {monotonic() - begun:.0f} s")
     return made.task.predict(made.lm, tests)
 
@@ -246,7 +262,8 @@ class _Keeper:
     ) -> None:
         self._task, self._tests, self._path = task, tests, path
         rows = [_hash(repr([one.values for one in part]).encode()) for part in (tests, shots)]
-        self._about = {"model": source, "task": task.model_dump(mode="json"), "rows": rows}
+        self.of = {"model": source, "rows": rows}
+        self._about = self.of | {"task": task.model_dump(mode="json")}
 
     def __call__(self, system: str, made: Callable[[], Sequence[Prediction]], **about: Any) -> Sequence[Prediction]:
         about = json.loads(json.dumps(self._about | about))
@@ -262,7 +279,8 @@ class _Keeper:
         aside.replace(said)
         for metric, one in self._task.score(self._tests, found).items():
             _say(f"{system:12} {metric:16} {one}  ({seconds:.0f} s)")
-            self._append({"system": system, "metric": metric, "seconds": round(seconds, 1), **_values(one)})
+            line = {"system": system, "metric": metric, "seconds": round(seconds, 1), **_values(one)}
+            self._append(line | self.of)
         tokens = [one.more["tokens"] for one in found if "tokens" in one.more]
         if tokens:
             sums = {key: sum(one[key] for one in tokens) for key in tokens[0]}

@@ -2,12 +2,14 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from bench import generation
 from handscroll.data.table.table import Table
 from handscroll.tasks.generative import Generative
+from handscroll.tasks.summarise import Summarise
 from handscroll.tasks.task import Prediction, task_from
 
 
@@ -62,11 +64,49 @@ def test_what_a_tuned_model_said_counts_only_for_its_recipe_and_rows(keeper):
     assert len(asked) == 3
 
 
-def test_a_run_of_another_recipe_is_not_gone_on_with(monkeypatch, tmp_path):
-    monkeypatch.setattr(generation, "finetune", lambda *given: pytest.fail("it went on"))
+def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    (tmp_path / "run-spans").mkdir()
     recipe = {"data": {"train": [str(tmp_path / "rows.jsonl")]}, "tuning": {"lr": 1}}
     noted = {"recipe": recipe | {"tuning": {"lr": 2}}, "rows": generation._hash(b"{}")}
     (tmp_path / "run-spans.settings.json").write_text(json.dumps(noted), encoding="utf-8")
     with pytest.raises(SystemExit, match="take another FOLDER"):
-        generation._tuned("spans", recipe, tmp_path, ())
+        generation._settle("spans", tmp_path, {"model": "model"}, recipe)
+
+
+def test_a_stopped_tuning_gives_no_score(keeper, monkeypatch, tmp_path):
+    monkeypatch.setattr(generation, "finetune", lambda *given: SimpleNamespace(finished=False))
+    monkeypatch.setattr(generation.TuningRecipe, "parse", lambda values, name: values)
+    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+        keeper(())("tuned", lambda: generation._tuned("spans", {}, tmp_path, ()))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A job of one test row in `tmp_path`, and the models that were asked about it."""
+    found = []
+
+    def predict(task, lm, examples):
+        found.append(lm)
+        return [Prediction("s")] * len(examples)
+
+    monkeypatch.setattr(generation, "load", str)
+    monkeypatch.setattr(Summarise, "predict", predict)
+    job = generation.Job({"name": "summarise", "perplexity": False}, recipe=False)
+    monkeypatch.setattr(generation, "JOBS", {"job": job})
+    generation._write(tmp_path / "job.test.jsonl", [{"document": "d", "summary": "s"}])
+    return found
+
+
+@pytest.mark.parametrize("changed", ["model", "rows"])
+def test_scores_of_another_model_or_of_other_rows_are_refused_before_anything_is_asked(asked, tmp_path, changed):
+    generation.run("job", "one", tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "job.scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines and all(line["model"] == "one" and line["rows"] for line in lines)
+    if changed == "rows":
+        generation._write(tmp_path / "job.test.jsonl", [{"document": "e", "summary": "s"}])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match=f"{changed}.*take another FOLDER"):
+        generation.run("job", "two" if changed == "model" else "one", tmp_path)
+    assert asked == ["one"] and before == {path: path.read_bytes() for path in tmp_path.iterdir()}
