@@ -11,7 +11,9 @@ another --work.
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,27 @@ WAYS: dict[str, dict[str, Any] | None] = {
 }
 
 
+def folder(options: argparse.Namespace, name: str, way: str, seed: int) -> Path:
+    """The run folder of one tuning."""
+    return options.work / name / f"augment-{way.replace(' ', '-')}-{options.rows}-{seed}"
+
+
+def settle(options: argparse.Namespace, names: Sequence[str], ways: Sequence[str], seeds: Sequence[int]) -> None:
+    """Claim every run before the first one begins.
+
+    Raises:
+        SystemExit: one of them was begun under other settings.
+    """
+    settings = {"minilm": options.minilm, "epochs": options.epochs}
+    for name, way, seed in product(names, ways, seeds):
+        claim(folder(options, name, way, seed), settings | ({"fill": options.fill} if way == "replace" else {}))
+
+
 def right(options: argparse.Namespace, name: str, way: str, seed: int) -> list[bool]:
     """Which test rows a model answers right that was tuned on few rows in this way."""
-    folder = options.work / name
-    train, test = prepare(DATA[name], folder, options.data)
-    run = folder / f"augment-{way.replace(' ', '-')}-{options.rows}-{seed}"
-    said, settings = run / "test.predictions.jsonl", {"minilm": options.minilm, "epochs": options.epochs}
-    claim(run, settings | ({"fill": options.fill} if way == "replace" else {}))
+    train, test = prepare(DATA[name], options.work / name, options.data)
+    run = folder(options, name, way, seed)
+    said = run / "test.predictions.jsonl"
     if not said.exists():
         augment = WAYS[way]
         if way == "replace":
@@ -67,14 +83,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/labels"))
     options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    for name in options.only.split(","):
+    names, seeds = options.only.split(","), [int(seed) for seed in options.seeds.split(",")]
+    ways = [way for way in WAYS if way != "replace" or options.fill]
+    if "replace" not in ways:
+        print("replace: left out, since --fill names no model")
+    settle(options, names, ways, seeds)
+    for name in names:
         plain = None
         print(f"{DATA[name].title}, {options.rows} rows, {len(seeds)} seeds, accuracy and its gain", flush=True)
-        for way in WAYS:
-            if way == "replace" and not options.fill:
-                print("replace: left out, since --fill names no model")
-                continue
+        for way in ways:
             scores = np.mean([right(options, name, way, seed) for seed in seeds], axis=0)  # of each row, over the seeds
             plain = scores if plain is None else plain
             gain = "" if way == "as they are" else f"  gain {measured(mean(scores - plain, share=False))}"

@@ -88,6 +88,7 @@ def settle(options: argparse.Namespace, names: Sequence[str]) -> None:
     for name in SYSTEMS:
         if name in names or (work / name).exists():
             claim(work / name, start | {"epochs": options.epochs})
+    claim(work / "longer", start)
 
 
 def prepare(options: argparse.Namespace) -> None:

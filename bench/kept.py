@@ -10,20 +10,20 @@ from typing import Any
 
 
 def claim(result: Path, settings: Mapping[str, Any], instead: str = "give another --work") -> None:
-    """Note the settings of a file or folder beside it, unless they stand there already.
+    """Note the settings of a file or folder beside it, unless it was begun under these.
 
     Raises:
         SystemExit: it was begun under other settings, or made under some that nobody noted; `instead` says what to do.
     """
     beside, wanted = result.with_name(f"{result.name}.settings.json"), json.loads(json.dumps(settings))
-    if not beside.exists():
-        if result.exists():
-            raise SystemExit(f"{result} was made under settings that were not noted: {instead}, or remove it")
+    if not result.exists():
         result.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(json.dumps(wanted), encoding="utf-8")
         return
+    if not beside.exists():
+        raise SystemExit(f"{result} was made under settings that were not noted: {instead}, or remove it")
     if differs := difference(json.loads(beside.read_text(encoding="utf-8")), wanted):
-        raise SystemExit(f"{result} was begun with {differs}: {instead}, or remove it and {beside.name}")
+        raise SystemExit(f"{result} was begun with {differs}: {instead}, or remove it")
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

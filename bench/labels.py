@@ -13,7 +13,7 @@ single characters, of which it knows few.
 import argparse
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,27 @@ def _settings(options: argparse.Namespace, way: str) -> dict[str, Any]:
     return settings | ({"epochs": options.epochs, "held_out": options.held_out} if way in TUNED else {})
 
 
+def asked(options: argparse.Namespace) -> Iterator[tuple[str, str, int, Path]]:
+    """Data set, way, seed and file of every result that is asked for and has a model."""
+    for name in options.only:
+        for way in options.ways:
+            if way in PLAIN or _model(options, way):
+                for seed in options.seeds if way in TUNED else [0]:
+                    yield name, way, seed, options.work / name / f"{way}-{seed}.said.json"
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Claim every result, and the run folder of each that is not made yet, before the first one is made.
+
+    Raises:
+        SystemExit: one of them was made under other settings.
+    """
+    for _, way, seed, path in asked(options):
+        claim(path, _settings(options, way))
+        if way in TUNED and not path.exists():
+            claim(path.with_name(f"{way}-{seed}"), _settings(options, way))
+
+
 def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
     """What a model that is tuned here says of the test rows."""
     source = lstm_folder(folder / f"lstm-{seed}", train, seed) if way == "lstm" else _model(options, way)
@@ -262,26 +283,22 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     simple: dict[str, Callable[[Data, Path, Path], list[str]]] = {"majority": majority, "tfidf": tfidf}
-    for name in options.only:
-        folder = options.work / name
-        train, test = prepare(DATA[name], folder, options.data)
-        for way in options.ways:
-            if way not in PLAIN and not _model(options, way):
-                print(f"{name} {way}: left out, since no model is given for it")
-                continue
-            for seed in options.seeds if way in TUNED else [0]:
-                path = folder / f"{way}-{seed}.said.json"
-                claim(path, _settings(options, way))
-                if path.exists():
-                    continue
-                print(f"{name} {way}, seed {seed}", flush=True)
-                if way in simple:
-                    said = simple[way](DATA[name], train, test)
-                elif way in FROZEN:
-                    said = frozen(options.minilm, FROZEN[way], train, test)
-                else:
-                    said = tuned(options, way, seed, folder, train, test)
-                path.write_text(json.dumps(said), encoding="utf-8")
+    settle(options)
+    for way in options.ways:
+        if way not in PLAIN and not _model(options, way):
+            print(f"{way}: left out, since no model is given for it")
+    for name, way, seed, path in asked(options):
+        train, test = prepare(DATA[name], path.parent, options.data)
+        if path.exists():
+            continue
+        print(f"{name} {way}, seed {seed}", flush=True)
+        if way in simple:
+            said = simple[way](DATA[name], train, test)
+        elif way in FROZEN:
+            said = frozen(options.minilm, FROZEN[way], train, test)
+        else:
+            said = tuned(options, way, seed, path.parent, train, test)
+        path.write_text(json.dumps(said), encoding="utf-8")
     print(table(options.work))
 
 

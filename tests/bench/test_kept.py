@@ -19,6 +19,16 @@ def test_a_result_is_taken_up_again_under_its_own_settings_alone(tmp_path):
     assert json.loads((tmp_path / "work" / "said.json.settings.json").read_text()) == {"epochs": 3, "files": ["a", "b"]}
 
 
+def test_what_is_not_made_yet_can_be_begun_anew_with_other_settings(tmp_path):
+    result = tmp_path / "said.json"
+    claim(result, {"model": "typo"})
+    claim(result, {"model": "right"})
+    result.write_text("[]", encoding="utf-8")
+    claim(result, {"model": "right"})
+    with pytest.raises(SystemExit, match="model 'right', not 'typo'"):
+        claim(result, {"model": "typo"})
+
+
 def test_a_result_whose_settings_were_not_noted_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(SystemExit, match="not noted"):

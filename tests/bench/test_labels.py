@@ -44,6 +44,28 @@ def test_a_result_of_other_settings_is_not_shown_as_that_of_these(tune, more):
         run(*given, *more)
 
 
+def test_results_of_other_settings_are_refused_before_the_first_one_is_made(tune, tmp_path):
+    run, tuned = tune
+    run("--ways", "full", "--minilm", "encoder")
+    with pytest.raises(SystemExit, match="give another --work"):
+        run("--ways", "majority,lora,full", "--minilm", "encoder", "--epochs", "5")
+    assert len(tuned) == 1 and not (tmp_path / "work" / "sst2" / "majority-0.said.json").exists()
+
+
+def test_the_way_out_that_a_refusal_names_leads_out(tune, tmp_path):
+    """A run that stands beside a result is named too: with other settings it would be refused after hours."""
+    run, tuned = tune
+    folder, given = tmp_path / "work" / "sst2", ["--ways", "full", "--minilm", "encoder"]
+    run(*given)
+    (folder / "full-0").mkdir()
+    (folder / "full-0.said.json").unlink()
+    with pytest.raises(SystemExit, match=r"full-0 was begun with .*remove it$"):
+        run(*given, "--epochs", "5")
+    (folder / "full-0").rmdir()
+    run(*given, "--epochs", "5")
+    assert tuned == [("full", None, 0.1), ("full", 5.0, 0.1)]
+
+
 def test_the_table_tells_other_epochs(tune, capsys):
     run, _ = tune
     run("--ways", "majority,full,lora", "--minilm", "encoder", "--epochs", "5", "--held-out", "0")
@@ -59,23 +81,40 @@ def test_options_of_tuning_are_refused_where_nothing_is_tuned(tune, capsys, more
     assert f"{more[0]} is for ways that tune" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("other", [{"epochs": 3}, {"minilm": "another"}, {"fill": "another"}])
-def test_a_run_with_changed_copies_counts_for_its_settings_alone(monkeypatch, tmp_path, other):
+@pytest.fixture
+def change(monkeypatch, tmp_path):
+    """A function that runs `bench.augment` on made-up answers, and the runs that it tuned."""
     monkeypatch.setattr(augment, "prepare", lambda one, folder, data: (tmp_path / "train", tmp_path / "test"))
+    tuned = []
 
     def finetune(recipe, run, options):
+        tuned.append(run.name)
         run.mkdir(parents=True)
-        line = json.dumps({"prediction": "1", "reference": "1"})
-        (run / "test.predictions.jsonl").write_text(line, encoding="utf-8")
+        lines = [json.dumps({"prediction": "1", "reference": "1"})] * 2
+        (run / "test.predictions.jsonl").write_text("\n".join(lines), encoding="utf-8")
         return SimpleNamespace(scores={"test": {}})
 
     monkeypatch.setattr(augment, "finetune", finetune)
     monkeypatch.setattr(augment.TuningRecipe, "parse", lambda values, name: values)
-    given = {"work": tmp_path / "work", "data": tmp_path, "minilm": "encoder", "epochs": 6, "rows": 300, "threads": 1}
-    for _ in range(2):
-        assert augment.right(Namespace(**given, fill="fill"), "trec", "replace", 0) == [True]
+
+    def run(**more):
+        given = {"minilm": "encoder", "fill": "fill", "seeds": "0", "work": tmp_path / "work"} | more
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr("sys.argv", ["augment", str(tmp_path), *words])
+        augment.main()
+
+    return run, tuned
+
+
+@pytest.mark.parametrize("other", [{"epochs": 3}, {"minilm": "another"}, {"fill": "another"}])
+def test_a_run_with_changed_copies_counts_for_its_settings_alone(change, other):
+    run, tuned = change
+    run(seeds="1")
+    run(seeds="1")
+    assert len(tuned) == 4
     with pytest.raises(SystemExit, match="give another --work"):
-        augment.right(Namespace(**{**given, "fill": "fill"} | other), "trec", "replace", 0)
+        run(seeds="0,1", **other)
+    assert len(tuned) == 4, "it is refused before anything is tuned"
 
 
 @pytest.mark.parametrize("other", [{"logs": 9}, {"tests": 9}, {"seed": 1}, {"minilm": "another"}, {"epochs": 2}])
@@ -84,5 +123,6 @@ def test_the_systems_of_one_table_are_of_the_same_settings(tmp_path, other):
     for _ in range(2):
         far_labels.settle(Namespace(**given), ["whole"])
     (tmp_path / "whole").mkdir()
+    (tmp_path / "test.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit, match="give another --work"):
         far_labels.settle(Namespace(**given | other), ["cut"])
