@@ -58,6 +58,9 @@ class Answer(Generative):
     def likeness(self, example: Example) -> str:
         return example["question"]
 
+    def given(self, example: Example) -> tuple[str, str]:
+        return example["document"], example["question"]
+
     def learned(self, lm: LM, example: Example) -> list[Encoded]:
         part, _ = self._read(lm.tokenizer, example)
         return learned(lm, self.form, self.turns(part), example.place)

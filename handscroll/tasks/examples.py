@@ -24,7 +24,7 @@ from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, Part, Task
 
 NAMED = 3  # places that a message names
-GIVEN = "what is given"
+GIVEN, ABOUT = "what is given", "what is asked about it"
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
 def _leakage(task: Task, train: Part, scored: Part, name: str) -> str:
     """How many scored examples are training examples too, by what is given in them."""
     before, now = _given(task, train), _given(task, scored)
-    return str(leakage(before, now, GIVEN, called=name)) if before and now else ""
+    return str(leakage(before, now, GIVEN, called=name, within=ABOUT)) if before and now else ""
 
 
 def _given(task: Task, part: Part) -> Table:
     records = []
     for example in part.examples:
         file, _, number = example.place.rpartition(", row ")
-        records.append(Record({GIVEN: task.likeness(example)}, file, int(number)))
-    return Table(tuple(records), (GIVEN,), Account(len(records)))
+        records.append(Record(dict(zip((GIVEN, ABOUT), task.given(example), strict=True)), file, int(number)))
+    return Table(tuple(records), (GIVEN, ABOUT), Account(len(records)))
 
 
 def _taught(task: Task, table: Table, columns: Mapping[str, str]) -> Table:

@@ -75,6 +75,9 @@ class Extract(Task):
         check_language(self.language, [self.truth(example) for example in examples], examples)
         return examples
 
+    def given(self, example: Example) -> tuple[str, str]:
+        return example["context"], example["question"]
+
     def settled(self, examples: Sequence[Example], lm: LM) -> Task:
         return self
 

@@ -12,7 +12,7 @@ from handscroll.data.encoded import Encoded
 from handscroll.data.preferred import Pair, Preferred
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
-from handscroll.data.table.conversations import by_row, preferences
+from handscroll.data.table.conversations import asked, by_row, preferences
 from handscroll.data.table.fields import Field
 from handscroll.data.table.table import Table
 from handscroll.generate.asked import Form
@@ -73,7 +73,7 @@ class Prefer(Task):
         return None
 
     def likeness(self, example: Example) -> str:
-        return " ".join(one["content"] for name in ("prompt", *SIDES) for one in example[name])
+        return asked(example["prompt"])
 
     @property
     def compared(self) -> bool:

@@ -58,6 +58,9 @@ class Summarise(Generative):
     def target(self) -> str:
         return "summary"
 
+    def given(self, example: Example) -> tuple[str, str]:
+        return example["document"], example.values.get("query") or ""
+
     def standard(self, example: Example) -> str:
         return (self.about if example.values.get("query") else self.prompts)[self.language]
 

@@ -229,6 +229,10 @@ class Task(Named):
         names = [field.name for field in self.fields if field.required]
         return " ".join(str(example.values[name]) for name in names if name in example.values)
 
+    def given(self, example: Example) -> tuple[str, str]:
+        """What is given without the target, by which copies are counted: a text, and what is asked about it."""
+        return self.likeness(example), ""
+
     def shown(self, lm: LM, example: Example) -> list[Text]:
         """The training rows of an example as a person reads them, with what is trained in them."""
         texts = [lm.tokenizer.decode(row.tokens.tolist(), special=True) for row in self.rows(lm, example)]

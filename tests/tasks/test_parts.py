@@ -101,3 +101,41 @@ def test_of_several_labels_an_empty_cell_names_none(tmp_path):
     task = task_from({"name": "classify", "several": True})
     found = read_parts(task, data, 0)["train"].examples
     assert [task.truth(one) for one in found] == [["a", "b"], [], [], ["b"]]
+
+
+ABOUT = {
+    "answer": lambda text, asked: {"document": text, "question": asked, "answer": "amber"},
+    "extract": lambda text, asked: {"context": f"{text} amber3", "question": asked, "answers": ["amber3"]},
+    "summarise": lambda text, asked: {"document": text, "query": asked, "summary": "amber"},
+}
+
+
+@pytest.mark.parametrize("task", ABOUT)
+def test_a_question_about_a_document_is_a_copy_where_both_are_the_same(tmp_path, task):
+    """The same question about another document is another task, and so is another question about the same one."""
+    text, other, far = (" ".join(f"word{100 * number + at}" for at in range(60)) for number in range(3))
+    asked = "What is it?"
+    made = [(other, asked), (text, "Where is it?"), (text, asked), (f"{text} and more", "what IS  it?")]
+    train, test = (
+        lines(tmp_path / f"{name}.jsonl", [ABOUT[task](*one) for one in rows])
+        for name, rows in (("train", [(far, "Where is it?"), (text, asked)]), ("test", made))
+    )
+    data = TaskData(train=(str(train),), test=(str(test),), held_out=0.0)
+    told = read_parts(task_from(task), data, 0)["test"].leakage
+    assert "2 of 4 test rows (50.0%)" in told and "1 exact, 1 near copies" in told
+    assert all(f"row {row} = " in told for row in (3, 4))
+
+
+def test_a_preference_is_a_copy_where_the_same_is_asked(tmp_path):
+    """The answers of another model to the same prompt do not make it a new one."""
+    sides = [{"chosen": words(n, 30), "rejected": words(1000 + n, 40)} for n in range(2)]
+    train, test = (
+        lines(tmp_path / f"{name}.jsonl", made)
+        for name, made in (
+            ("train", [{"prompt": question(1), **sides[0]}]),
+            ("test", [{"prompt": question(1), **sides[1]}, {"prompt": question(2), **sides[0]}]),
+        )
+    )
+    data = TaskData(train=(str(train),), test=(str(test),), held_out=0.0)
+    told = read_parts(task_from("prefer"), data, 0)["test"].leakage
+    assert "1 of 2 test rows" in told and "1 exact" in told and "row 1 = " in told

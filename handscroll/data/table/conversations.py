@@ -101,18 +101,22 @@ def preferences(table: Table, given: Mapping[str, str] | None = None, skip_unfit
     return _found(table, given, skip_unfit, _preferences)
 
 
+def asked(messages: Sequence[Message]) -> str:
+    """What the user says or, where no user speaks, what stands before the first answer."""
+    turns = [one for one in messages if one["role"] == "user"]
+    turns = turns or list(takewhile(lambda one: one["role"] != "assistant", messages))
+    return " ".join(one["content"] for one in turns)
+
+
 def by_row(table: Table, found: Iterable[tuple[str, Sequence[Message]]]) -> list[str]:
     """What is asked in each row of a table, from the place and the messages of every conversation in it.
 
-    That is what the user says or, where no user speaks, what stands before the first answer. A row that holds no
-    conversation has no text.
+    A row that holds no conversation has no text.
     """
-    asked: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for place, messages in found:
-        turns = [one for one in messages if one["role"] == "user"]
-        turns = turns or list(takewhile(lambda one: one["role"] != "assistant", messages))
-        asked.setdefault(place, []).extend(one["content"] for one in turns)
-    return [" ".join(asked.get(record.place, ())) for record in table]
+        texts.setdefault(place, []).append(asked(messages))
+    return [" ".join(texts.get(record.place, ())) for record in table]
 
 
 def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read: Any) -> Found[Any]:

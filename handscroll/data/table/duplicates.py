@@ -149,17 +149,33 @@ class Leakage:
         return self.train.having([one for at, one in enumerate(self.train) if at not in copies], step)
 
 
-def leakage(train: Table, test: Table, column: str, near: float | None = NEAR, called: str = "test") -> Leakage:
-    """Which rows of `train` say the same as a row of `test`, exactly or nearly.
+def leakage(
+    train: Table,
+    test: Table,
+    column: str,
+    near: float | None = NEAR,
+    called: str = "test",
+    within: str | None = None,
+) -> Leakage:
+    """Which rows of `train` say the same as a row of `test`, exactly or nearly; only rows are compared that say exactly
+    the same in the column `within`, if one is named.
 
     Raises:
-        DataError: a table lacks the column.
+        DataError: a table lacks a column.
     """
-    train.require(column)
-    test.require(column)
-    texts = [said(record.get(column)) for record in (*test, *train)]  # test first: every copy finds its first row
-    count = len(test)
-    partner = {at: (other, share) for at, other, share in alike(texts, near)}
+    train.require(column, within or column)
+    test.require(column, within or column)
+    rows = (*test, *train)  # test first: every copy finds its first row
+    texts, count = [said(record.get(column)) for record in rows], len(test)
+    apart: dict[str, list[int]] = defaultdict(list)
+    for at, record in enumerate(rows):
+        apart[said(record.get(within)) if within else ""].append(at)
+    partner = {
+        places[at]: (places[other], share)
+        for places in apart.values()
+        if len(places) > 1
+        for at, other, share in alike([texts[place] for place in places], near)
+    }
 
     def root(at: int) -> tuple[int, float]:
         """The first row that a row is a copy of, and how alike they are: an exact copy may be of a near copy."""
