@@ -173,11 +173,11 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
     if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
         told["held-out rows"] = ready.encoded["valid"].fingerprint
-    if not options.only_plan:
+    if begins := not options.only_plan:
         check_recipe(folder, told)  # before the plan of this run replaces that of another one
-    plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show)
+    plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show, keep=begins)
     options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
-    if options.only_plan:
+    if not begins:
         return Tuned(lm, task, None, {}, folder)
     write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}

@@ -71,11 +71,12 @@ def planned(
     world: World = ALONE,
     force: bool = False,
     tell: Callable[[str], None] | None = None,
+    keep: bool = True,
 ) -> Planned:
     """Choose the memory settings of a run, and refuse a run that cannot fit before it uses any resources.
 
-    The run folder keeps the chosen settings. When the run resumes, `auto` chooses the same again if they still fit, and
-    if ranks that now share the tokens of a row can use them.
+    The run folder keeps the chosen settings, unless `keep` is false. When the run resumes, `auto` chooses the same
+    again if they still fit, and if ranks that now share the tokens of a row can use them.
     Ranks on one machine share its memory evenly. Each is planned for its part of the rows and tokens, but with whole
     weights, so sharding uses less memory than planned. The first rank plans for the least of what any rank has, and all
     ranks take its settings or its refusal.
@@ -95,7 +96,7 @@ def planned(
     found = world.of_first(lambda: _planned(memory, workloads, folder, world, machine, tell))
     if found.plan.refusal and not force:
         raise CapacityError(f"{found.plan.refusal}; or start it anyway with --force")
-    if world.first:
+    if world.first and keep:
         folder.mkdir(parents=True, exist_ok=True)
         found.write({})
     return found

@@ -77,6 +77,20 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert (tmp_path / "part" / "plan.json").read_bytes() == planned
 
 
+def test_a_plan_alone_writes_nothing(tmp_path):
+    """What a run measured stands in its plan, and a run that goes on takes its strategy from it."""
+    model, data, run = tiny(tmp_path / "bert"), table(tmp_path / "train.csv"), tmp_path / "run"
+    shown = []
+    finetune(recipe(model, data, {"steps": 1}), run, Options(only_plan=True))
+    assert not run.exists()
+    finetune(recipe(model, data, {"steps": 1}), run)
+    before = (run / "plan.json").read_bytes()
+    other = recipe(model, data, {"steps": 9, "memory": {"strategy": "checkpoint"}})
+    finetune(other, run, Options(only_plan=True, show=shown.append))
+    assert "strategy checkpoint" in "".join(map(str, shown)) and b'"actual"' in before
+    assert (run / "plan.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("way", ["head", "last", "lora"])
 def test_other_ways_train_only_what_they_say(tmp_path, way):
     model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
@@ -222,7 +236,7 @@ def test_the_way_may_be_set_as_any_setting(tmp_path):
 
 def test_a_tuning_plans_the_best_weights_and_the_tables_that_it_trains(tmp_path):
     model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
-    asked = ["finetune", "classify", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--plan"]
+    asked = ["finetune", "classify", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "1"]
     found = CliRunner().invoke(app, [*asked, "--set", "tuning.lora.tables=true"])
     assert found.exit_code == 0, found.output
     (stage,) = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["plan"]["stages"]
