@@ -88,10 +88,24 @@ def _found(pattern: str) -> tuple[Path, list[Path]]:
     base = Path(root) if not star or root.endswith("/") else Path(root).parent
     below = root.rpartition("/")[2] + star + rest
     for start in filter(Path.is_dir, _entered(base, below) if star else [base]):
-        for folder in not_entered(start):
+        for folder in _apart(start, named=start == base):
             _log.warning("files = %r: %s", pattern, folder)
     found = base.glob(below) if star else base.rglob("*")
     return base, [path for path in sorted(found) if path.is_file()]
+
+
+def _apart(start: Path, named: bool) -> list[str]:
+    """The folders in and below `start` that are not entered.
+
+    Raises:
+        DataError: `start` is `named` by the user, not found by a wildcard, and cannot be opened.
+    """
+    try:
+        return not_entered(start)
+    except DataError as error:
+        if named:
+            raise
+        return [str(error)]
 
 
 def _entered(base: Path, below: str) -> Iterable[Path]:

@@ -1,5 +1,6 @@
 """What a recipe excludes is left out, whatever the spelling, and a pattern that does nothing is refused or told."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -102,3 +103,21 @@ def test_folders_that_are_links_are_told(books, tmp_path, caplog):
     for pattern in ("books/*.txt", "b*/mo*/**/*.txt"):  # and what they do not enter is not looked through
         caplog.clear()
         assert names([pattern]) and not caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["*/**/*.txt", "b*/mo*/**/*.txt", "books/**/*.txt", "**/*.txt"])
+def test_a_folder_that_a_pattern_finds_and_that_is_closed_is_told_at_any_depth(books, monkeypatch, caplog, pattern):
+    opened = os.scandir
+
+    def scandir(path="."):
+        if os.fspath(path).rstrip("/").endswith("shut"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for folder in (books.parent / "shut", books / "more-shut", books / "more" / "shut"):
+        folder.mkdir()
+    assert "books/more/c.txt" in names([pattern]) and "shut cannot be opened (Permission denied)" in caplog.text
+    for own in ("shut", "shut/**/*.txt"):
+        with pytest.raises(DataError, match="folder shut cannot be opened"):
+            select([own])
