@@ -21,8 +21,7 @@ from handscroll.extend.origin import origin
 from handscroll.extend.remembered import Remembered
 from handscroll.extend.search import Found, Search
 from handscroll.extend.trials import Progress
-from handscroll.extend.tune import TuneSettings
-from handscroll.extend.tune import tune as run_tuning
+from handscroll.extend.tune import TuneSettings, Tuning
 from handscroll.lm import LM
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.finite import check_weights
@@ -55,7 +54,7 @@ def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
 
     Raises:
         ConfigError: the method is unknown, or the target is not above the context.
-        DataError: the text is too short.
+        DataError: the text is too short. CapacityError: the tuning does not fit.
         KeyboardInterrupt: a signal stopped the tuning. The same call goes on from its folder.
     """
     return extension(lm, to, method, **settings).lm
@@ -106,10 +105,13 @@ def extension(  # noqa: PLR0913
     _check(guard, measured)
     if compare is not None and (text is None or not wide):
         raise ConfigError("a comparison needs text and several methods: give --text, with --method auto or all")
+    if tune is not None and folder is None:
+        raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
     to, first = _whole(to), origin(lm)
     field = Field.of(lm.model.config, method, to, first, factors, search is not None)
     _check_memory(lm.model, to)
     check_weights(lm.model)
+    tuning = None if tune is None or folder is None else Tuning.of(lm, to, tune, Path(folder))
     chosen = Chosen(field.entries[0]) if field.entries else None
     if (field.count > 1 and lm.model.spec.predicts) or text is not None or chosen is None:
         wanted = Wanted(Goal(to, first.trained, guard), measured, seed, search, compare)
@@ -117,11 +119,9 @@ def extension(  # noqa: PLR0913
         chosen = chooser.choose(None if text is None else list((reader or Reader()).read(text)))
     copied = dataclasses.replace(lm, model=copy.deepcopy(lm.model)) if into is None else into()
     longer = _lengthened(copied, to, first, chosen)
-    if tune is not None:
-        if folder is None:
-            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
+    if tuning is not None:
         untuned = copy.deepcopy(longer.model)
-        longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
+        longer.provenance["tuned"] = tuning.run(longer, on_record)
         table = chosen.outcome or chosen.comparison
         if table is not None:
             _keep_the_better(longer, untuned, table.samples)
