@@ -219,8 +219,9 @@ def encoder(recipe: Recipe, options: argparse.Namespace, seed: int, place: Place
     if not folder.exists():
         tokenizer, text = made(options)
         part = place.folder / "encoder"
-        LM(place.fit(recipe, tokenizer, text, "before"), tokenizer, str(folder)).save(part)
-        part.rename(folder)  # whole, or not there
+        with place.fit(recipe, tokenizer, text, "before") as model:
+            LM(model, tokenizer, str(folder)).save(part)
+            part.rename(folder)  # whole, or not there
     return str(folder)
 
 
@@ -250,12 +251,12 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
                 this = {"probe": f"{task}, tuned", "arm": arm, "rate": rate, "updates": again.steps} | about
                 if place.known(this):
                     continue
-                model = place.fit(again, tokenizer, text, f"{task}-{rate}-{arm}".replace(" ", "-"))
-                chosen, found = (
-                    accuracy(model, tokenizer, str(folder / f"{name}.tsv"), LABELS[whole])
-                    for name in (f"{task}-choose", f"{whole}-held")
-                )
-                place.say(this | {"chosen": chosen, "accuracy": found})
+                with place.fit(again, tokenizer, text, f"{task}-{rate}-{arm}".replace(" ", "-")) as model:
+                    chosen, found = (
+                        accuracy(model, tokenizer, str(folder / f"{name}.tsv"), LABELS[whole])
+                        for name in (f"{task}-choose", f"{whole}-held")
+                    )
+                    place.say(this | {"chosen": chosen, "accuracy": found})
 
 
 def table(results: Iterable[dict[str, Any]]) -> None:

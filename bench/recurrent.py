@@ -89,25 +89,25 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
             this = {"family": part, "context": context, "seed": seed, "rate": rate, "tokens": tokens}
             if place.known(this):
                 continue
-            model = place.fit(settings, tokenizer, text, f"{part}-{context}-{rate}")
-            lm = LM(model, tokenizer, part)
-            chosen = measure(lm, windows(options, tokenizer, CHOOSE, context), part)
-            proof = windows(options, tokenizer, PROVE, context)
-            losses = measure(lm, proof, part)
-            characters = sum(len(tokenizer.decode(sample.ids[1:])) for sample in proof)
-            config = model.config
-            kept = config.spec.cache_bytes(context, 4)
-            place.say(
-                this
-                | {
-                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                    "kept": kept,
-                    "chosen": chosen.mean(),
-                    "loss": losses.mean(),
-                    "bits": losses.mean() * losses.values.numel() / characters / math.log(2),
-                    "blocks": {str(last): losses.mean(first, last) for first, last in blocks(context)},
-                }
-            )
+            with place.fit(settings, tokenizer, text, f"{part}-{context}-{rate}") as model:
+                lm = LM(model, tokenizer, part)
+                chosen = measure(lm, windows(options, tokenizer, CHOOSE, context), part)
+                proof = windows(options, tokenizer, PROVE, context)
+                losses = measure(lm, proof, part)
+                characters = sum(len(tokenizer.decode(sample.ids[1:])) for sample in proof)
+                config = model.config
+                kept = config.spec.cache_bytes(context, 4)
+                place.say(
+                    this
+                    | {
+                        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                        "kept": kept,
+                        "chosen": chosen.mean(),
+                        "loss": losses.mean(),
+                        "bits": losses.mean() * losses.values.numel() / characters / math.log(2),
+                        "blocks": {str(last): losses.mean(first, last) for first, last in blocks(context)},
+                    }
+                )
 
 
 def blocks(context: int) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 
 from bench.kept import claim
 from handscroll.data.sources import TokenSource
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
@@ -75,14 +76,16 @@ class Place:
         wanted = (settings | self.about).items()
         return any(wanted <= {key: one.get(key) for key in dict(wanted)}.items() for one in results(self.out))
 
-    def fit(self, recipe: Recipe, tokenizer: Tokenizer, text: TokenSource, name: str) -> Model:
-        """The model of a recipe, trained here by the package's own loop; a run that was stopped goes on.
+    @contextmanager
+    def fit(self, recipe: Recipe, tokenizer: Tokenizer, text: TokenSource, name: str) -> Iterator[Decoder]:
+        """The model of a recipe, trained here by the package's own loop; a run that was stopped goes on. Its checkpoint
+        is removed at the end of the block, in which the result is kept.
 
         Raises:
             OutOfTime: between two updates. SystemExit: it was stopped, or the run in its folder has another recipe.
         """
         folder = self.folder / name
-        claim(folder, recipe.model_dump(mode="json") | self.about)
+        claim(folder, {"recipe": recipe.model_dump(mode="json"), **self.about})
         torch.manual_seed(recipe.seed)
         model = build_model(recipe, tokenizer).to(self.device)
         started = last = time.monotonic()
@@ -115,9 +118,9 @@ class Place:
         )
         if progress.step < recipe.steps:
             raise SystemExit(f"{name}: stopped after {progress.step} of {recipe.steps} updates; {AGAIN}")
-        shutil.rmtree(folder)  # its checkpoint; the model is at hand
+        yield model.eval()
+        shutil.rmtree(folder)
         folder.with_name(f"{name}.settings.json").unlink()
-        return model.eval()
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -138,7 +141,7 @@ def prepared(folder: Path, files: Sequence[str], settings: TokenizerConfig) -> t
         SystemExit: those in the folder are of other files or another tokenizer.
     """
     claim(folder / "text", {"files": list(files), "tokenizer": settings.model_dump(mode="json")})
-    if not (folder / "text").exists():
+    if not (folder / "text" / "index.json").exists():
         tokenizer = train_tokenizer((document.text for document in read(files)), settings)
         tokenizer.save(folder / "tokenizer")
         TokenSource.build(read(files), tokenizer).save(folder / "text")

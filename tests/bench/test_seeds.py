@@ -3,6 +3,8 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -78,6 +80,55 @@ def test_tokens_of_another_tokenizer_are_refused(texts):
     seeds.prepared(Path(texts.work), files, TokenizerConfig(vocab=260))
     with pytest.raises(SystemExit, match="give another --work"):
         seeds.prepared(Path(texts.work), files, TokenizerConfig(vocab=270))
+
+
+def test_tokens_that_were_half_written_are_made_again(texts, monkeypatch):
+    def killed(source, folder):
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(seeds.TokenSource, "save", killed)
+        seeds.prepared(Path(texts.work), pretraining.files(texts.data), TokenizerConfig(vocab=260))
+    _, source = seeds.prepared(Path(texts.work), pretraining.files(texts.data), TokenizerConfig(vocab=260))
+    assert source.total > 0
+
+
+@pytest.fixture
+def fit(monkeypatch, tmp_path):
+    """A function: `Place.fit` of a recipe with given values, where nothing is really trained."""
+    model = SimpleNamespace(to=lambda device: model, eval=lambda: model)
+    monkeypatch.setattr(seeds, "build_model", lambda recipe, tokenizer: model)
+    monkeypatch.setattr(seeds, "Run", lambda folder, *given: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(seeds, "train", lambda *given: SimpleNamespace(step=1))
+    for name in ("updates", "row_streams"):
+        monkeypatch.setattr(seeds, name, lambda *given: None)
+
+    def begun(**values):
+        recipe = MagicMock(seed=0, steps=1)
+        recipe.model_dump.return_value = values
+        about = {"device": "cpu", "data": "texts"}
+        place = seeds.Place(tmp_path, "cpu", float("inf"), 1.0, tmp_path / "out.jsonl", about)
+        return place.fit(recipe, MagicMock(), MagicMock(), "run")
+
+    return begun
+
+
+def test_a_run_of_other_rows_is_not_gone_on_with(fit):
+    """The texts of an experiment and the rows of a recipe are both called `data`."""
+    with pytest.raises(KeyboardInterrupt), fit(data={"kind": "text"}):
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit, match=r"recipe\.data\.kind"), fit(data={"kind": "copies"}):
+        pass
+
+
+def test_a_checkpoint_stays_until_its_result_is_kept(fit, tmp_path):
+    with pytest.raises(KeyboardInterrupt), fit():
+        raise KeyboardInterrupt
+    assert (tmp_path / "run").exists()
+    with fit():
+        assert (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_stands_in_the_results_is_known_for_its_device_and_texts(tmp_path):
