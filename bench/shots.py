@@ -92,18 +92,23 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    names = tuple(name for name in given.names.split(",") if name)
+    names, counts = (
+        tuple(name for name in given.names.split(",") if name),
+        [int(one) for one in given.counts.split(",")],
+    )
     values: dict[str, Any] = {"task": {"name": given.task}, "model": given.model, "data": {}}
     for one in given.set:
         apply_override(values, one)
     task = task_from(values["task"])
     pool, tests = read_table(given.train, names), drawn(read_table(given.test, names), given.tests, 0)
+    if max(counts) > len(pool):
+        raise SystemExit(f"--counts {max(counts)}: {given.train} has {len(pool)} rows; ask for no more shots than that")
     task = task.settled(task.read(pool, {}).examples, load(given.model))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         at = prompted(given.model, task, task.read(tests, {}).examples, folder / "store")
         overtaken = None
-        for count in map(int, given.counts.split(",")):
+        for count in counts:
             shown = chosen(pool, count) if count else None
             score, seconds = at(task.read(shown, {}).examples if shown else ())
             print(f"{count:5} shots: {score}  ({seconds:.0f} s)", flush=True)

@@ -80,3 +80,12 @@ def test_the_chosen_rows_are_those_of_a_random_order():
     table = Table.of([{"text": str(number)} for number in range(100)])
     few, many = ([record.get("text") for record in shots.chosen(table, count)] for count in (4, 64))
     assert many[:4] == few and few != ["0", "1", "2", "3"] and len(set(many)) == 64
+
+
+def test_more_shots_than_there_are_rows_are_refused_before_the_model_is_loaded(monkeypatch, tmp_path):
+    (tmp_path / "rows.tsv").write_text("".join(f"{number % 2}\ttext {number}\n" for number in range(10)))
+    monkeypatch.setattr(shots, "load", lambda source: pytest.fail("it loaded the model first"))
+    command = ["shots", "model", "classify", *[str(tmp_path / "rows.tsv")] * 2, "--names", "label,text"]
+    monkeypatch.setattr("sys.argv", [*command, "--counts", "4,256,16"])
+    with pytest.raises(SystemExit, match=r"--counts 256: .*rows\.tsv has 10 rows"):
+        shots.main()
