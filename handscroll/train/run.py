@@ -42,6 +42,7 @@ from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.recurrent import Recurrent
 
 RECIPE = "recipe.json"  # the resolved recipe of a run that has begun
+SETTINGS = ("recipe", "tuning", "tune")  # the parts of it that hold the user's settings
 SHORT = 80  # most characters of a setting's two values that an error shows
 BEST = "best"  # folder of the best validated weights, inside the run folder
 _log = logging.getLogger("handscroll.runs")
@@ -325,22 +326,35 @@ def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     if not (folder / RECIPE).exists():
         return
     before, now = (_meant(found) for found in (read_json(folder / RECIPE), json.loads(json.dumps(resolved))))
-    changed = list(_changed(before, now))
+    changed = []
+    for part in sorted({*before, *now}):
+        if part in SETTINGS and not (part in before and part in now):
+            changed.append(part)  # a run of another command
+        else:
+            changed += _changed(before.get(part), now.get(part), "" if part in SETTINGS else part)
     if changed:
         raise CheckpointError(
-            f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "
+            f"{folder} was started with another recipe (differs in: {'; '.join(changed)}); "
             "resume with the same one or choose another run folder"
         )
 
 
 def _changed(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """The settings that differ, with their values where these are short."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            yield from _changed(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    """The settings that differ, as a recipe or `--set` names them, with their values where these are short."""
+    old, new = ({} if one is None else one for one in (before, now))
+    if isinstance(old, dict) and isinstance(new, dict) and (old or new):
+        for key in sorted({*old, *new}):
+            yield from _changed(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif before != now:
-        both = f"{json.dumps(before, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)}"
+        both = f"{_told(before)}, now {_told(now)}"
         yield f"{name}: {both}" if len(both) <= SHORT else name
+
+
+def _told(value: Any) -> str:
+    """A setting as a person reads it."""
+    if value is None:
+        return "not set"
+    return "empty" if value in ("", [], {}) else json.dumps(value, ensure_ascii=False)
 
 
 def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:

@@ -82,8 +82,27 @@ def test_copies_are_compared_now_and_then_and_before_each_checkpoint(recipe, tmp
 
 def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):
     run_recipe(recipe(), tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"another recipe \(differs in: recipe.optimizer.lr: .*, now 0.01\)"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(differs in: optimizer\.lr: .*, now 0\.01\)"):
         run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("outer", ["recipe", "tuning", "tune"])
+def test_what_differs_is_named_as_it_is_written(tmp_path, outer):
+    before = {"tuning": {"epochs": 1.0, "lora": None}, "columns": {}, "model": "a", "steps": 3}
+    now = {"tuning": {"epochs": 2.0, "lora": {"rank": 4}}, "columns": {"text": "T"}, "model": "b", "seed": 1}
+    write_recipe(tmp_path, {outer: before, "versions": {"torch": "1"}})
+    with pytest.raises(CheckpointError) as refused:
+        write_recipe(tmp_path, {outer: now, "versions": {"torch": "2"}})
+    told = str(refused.value).partition("(differs in: ")[2].partition(");")[0]
+    assert set(told.split("; ")) == {
+        'columns.text: not set, now "T"',
+        'model: "a", now "b"',
+        "seed: not set, now 1",
+        "steps: 3, now not set",
+        "tuning.epochs: 1.0, now 2.0",
+        "tuning.lora.rank: not set, now 4",
+        'versions.torch: "1", now "2"',
+    }
 
 
 def test_a_run_that_the_plan_refused_has_not_begun(recipe, tmp_path, monkeypatch):
