@@ -121,7 +121,7 @@ def extension(  # noqa: PLR0913
     longer = _lengthened(copied, to, first, chosen)
     if tuning is not None:
         untuned = copy.deepcopy(longer.model)
-        longer.provenance["tuned"] = tuning.run(longer, on_record)
+        longer.provenance["tuned"] = tuning.run(longer, chosen.candidate.name, on_record)
         table = chosen.outcome or chosen.comparison
         if table is not None:
             _keep_the_better(longer, untuned, table.samples)

@@ -90,16 +90,18 @@ class Tuning:
         done = {"text": source.fingerprint, "to": to, **how, "lr": settings.rate}
         made = cls(to, settings, folder, source, {"tune": done, "from": lm.source})
         begun = folder / RECIPE
-        if begun.exists() and "tune" in read_json(begun) and latest_checkpoint(folder) is None:
+        before = read_json(begun) if begun.exists() else {}
+        if "tune" in before and latest_checkpoint(folder) is None:
             begun.unlink()  # this tuning saved no checkpoint, so a new one may start with other settings
-        check_recipe(folder, made.recipe)
+        check_recipe(folder, made.recipe | {"method": before.get("method")})  # which `run` compares
         made._planned(lm, keep=False)
         return made
 
-    def run(self, lm: LM, on_record: OnRecord | None = None) -> dict[str, Any]:
-        """Tune `lm` in place, and return a record of the tuning.
+    def run(self, lm: LM, method: str, on_record: OnRecord | None = None) -> dict[str, Any]:
+        """Tune `lm`, which was lengthened by `method`, in place, and return a record of the tuning.
 
         Raises:
+            CheckpointError: `folder` holds a tuning after another method.
             KeyboardInterrupt: a signal stopped it; what it has done is in `folder`.
         """
         settings, folder = self.settings, self.folder
@@ -112,7 +114,7 @@ class Tuning:
         objective = task.objective(lm.model)
         packed = Packed(self.source, self.to, seed=settings.seed, epochs=None)
         rows = task.rows(packed, self.to, settings.seed, lm.model, lm.tokenizer)
-        write_recipe(folder, self.recipe)
+        write_recipe(folder, self.recipe | {"method": method})
         plan = self._planned(lm)
         run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
         progress = train(run, Updates(rows, settings.rows, 1), objective, Callbacks(on_record=on_record))

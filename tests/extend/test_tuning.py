@@ -85,3 +85,17 @@ def test_another_tuning_in_the_folder_is_refused_before_anything_is_measured(tin
     plan = (tmp_path / "run" / "plan.json").read_bytes()
     refused(CheckpointError, "another recipe", steps=3)
     assert (tmp_path / "run" / "plan.json").read_bytes() == plan
+
+
+def test_a_tuning_does_not_go_on_with_the_positions_of_another_method(tiny_folder, tmp_path):
+    """A killed tuning with one method left its weights in the folder, and another method would take them up."""
+    lm, tune = load(tiny_folder), TuneSettings(files=(TEXT,), steps=3, rows=1)
+
+    def kill(record):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        extension(lm, 128, "pi", tune=tune, folder=tmp_path / "run", on_record=kill)
+    with pytest.raises(CheckpointError, match=r"method: .*pi.*, now .*ntk"):
+        extension(lm, 128, "ntk", tune=tune, folder=tmp_path / "run")
+    assert extension(lm, 128, "pi", tune=tune, folder=tmp_path / "run").lm.provenance["tuned"]["steps"] == 3
