@@ -42,14 +42,15 @@ class Comparing(Config):
 class Line:
     """What one method is worth. `standing` has a trial for each window, seed after seed; `low` and `high` are the ends
     of the 95 % interval of its long loss. It is the first of all in the share `first` of all draws, and ahead of the
-    next method in the share `ahead`. `needles` is the share found, None if none was looked for."""
+    next method in the share `ahead`; these four are None for a single window, which cannot be drawn in several ways.
+    `needles` is the share found, None if none was looked for."""
 
     standing: Standing
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     by_seed: tuple[float, ...]
-    first: float
+    first: float | None
     ahead: float | None
     needles: dict[str, Any] | None
     chosen_by: int
@@ -249,12 +250,15 @@ class Contest:
         best = scores.argmin(axis=0)
         lines = []
         for place, at in enumerate(order):
-            low, high = np.quantile(long[at][draws].mean(1), [0.025, 0.975])
-            after = None if place + 1 == len(order) else float((scores[at] < scores[order[place + 1]]).mean())
+            low, high, share, after = None, None, None, None
+            if count > 1:
+                low, high = np.quantile(long[at][draws].mean(1), [0.025, 0.975]).tolist()
+                share = float((best == at).mean())
+                if place + 1 < len(order):
+                    after = float((scores[at] < scores[order[place + 1]]).mean())
             by_seed = tuple(long[at].reshape(self.settings.seeds, -1).mean(1).tolist())
-            share = float((best == at).mean())
             one = standings[at]
-            figures = (one.score(guard), float(low), float(high), by_seed, share, after)
+            figures = (one.score(guard), low, high, by_seed, share, after)
             lines.append(Line(one, *figures, needles[at], costs[at]))
         return tuple(lines)
 

@@ -11,27 +11,15 @@ from handscroll.report.records import Compared, ComparedRow
 
 def comparison_section(record: Compared) -> Section:
     """The methods of a comparison, the best first."""
-    best, last = record.rows[0], record.measured_to
-    lead = say(
-        "{count} methods on the same {windows} windows of {length} tokens from {seeds} seeds. {best} comes first, with "
-        "{loss} nats per token at positions {trained} to {length}, in {share} of {resamples} resamples of the windows.",
-        count=len(record.rows),
-        windows=f"{record.windows:,}",
-        length=f"{last:,}",
-        seeds=record.seeds,
-        best=best.method,
-        loss=f"{best.long_loss:.3f}",
-        trained=f"{record.trained:,}",
-        share=f"{best.first:.0%}",
-        resamples=f"{record.resamples:,}",
-    )
+    best = record.rows[0]
+    lead = joined([_read(record), _first(record)])
     drawn = [Interval(one.method, one.long_loss, one.low, one.high, one is best) for one in record.rows]
     label, title = say("nats per token (lower is better)"), say("Loss past the trained length")
     narrow, wide = (intervals(drawn, title, label, width=width) for width in (NARROW, WIDE))
     said = "; ".join(f"{one.method} {one.long_loss:.3f}" for one in record.rows)
     described = say("Dot plot of the loss: {values}.", values=said)
     items: list[Item] = [
-        Figure(wide, say("The line is the 95% interval over windows."), described, narrow),
+        Figure(wide, "" if best.low is None else say("The line is the 95% interval over windows."), described, narrow),
         _table(record),
     ]
     beats = [
@@ -48,17 +36,53 @@ def comparison_section(record: Compared) -> Section:
         items.append(Text([*([joined(beats)] if beats else []), *record.notes]))
     if any(len(one.by_seed) > 1 for one in record.rows):
         items.append(_seeds(record))
-    return Section(say("Methods compared with several seeds"), lead, items)
+    title = "Methods compared with several seeds" if record.seeds > 1 else "Methods compared"
+    return Section(say(title), lead, items)
+
+
+def _read(record: Compared) -> str:
+    """What all methods read."""
+    values = {"count": len(record.rows), "length": f"{record.measured_to:,}"}
+    if record.windows == 1:
+        return say("{count} methods on the same window of {length} tokens.", **values)
+    values |= {"windows": f"{record.windows:,}", "seeds": record.seeds}
+    if record.seeds == 1:
+        return say("{count} methods on the same {windows} windows of {length} tokens.", **values)
+    return say("{count} methods on the same {windows} windows of {length} tokens from {seeds} seeds.", **values)
+
+
+def _first(record: Compared) -> str:
+    """Which method is the best, and how sure that is."""
+    best = record.rows[0]
+    span = {"trained": f"{record.trained:,}", "length": f"{record.measured_to:,}"}
+    values = {"best": best.method, "loss": f"{best.long_loss:.3f}"} | span
+    if best.first is None:
+        return say(
+            "{best} comes first, with {loss} nats per token at positions {trained} to {length}; one window does not "
+            "tell how sure that is.",
+            **values,
+        )
+    return say(
+        "{best} comes first, with {loss} nats per token at positions {trained} to {length}, in {share} of {resamples} "
+        "resamples of the windows.",
+        share=f"{best.first:.0%}",
+        resamples=f"{record.resamples:,}",
+        **values,
+    )
 
 
 def _table(record: Compared) -> Table:
     rows = [_row(one) for one in record.rows]
-    names = ("method", "loss past the trained length", "short text", "needles", "first", "tokens", "seconds")
+    sure = ("first",) if record.windows > 1 else ()
+    names = ("method", "loss past the trained length", "short text", "needles", *sure, "tokens", "seconds")
     columns = tuple(map(say, names))
     caption = say(
         "Loss in nats per token with its 95% interval; short text: the change of the loss before {trained}; first: the "
         "share of resamples in which the method is the best. Lengths and needles are those measured, not the target of "
-        "{target} tokens, where the two differ.",
+        "{target} tokens, where the two differ."
+        if sure
+        else "Loss in nats per token; short text: the change of the loss before {trained}. Lengths and needles are "
+        "those measured, not the target of {target} tokens, where the two differ.",
         trained=f"{record.trained:,}",
         target=f"{record.target:,}",
     )
@@ -68,8 +92,10 @@ def _table(record: Compared) -> Table:
 def _row(one: ComparedRow) -> tuple[object, ...]:
     found = None if one.needles is None else f"{one.needles:.0%}"
     seconds = None if one.seconds is None else f"{one.seconds:,.1f}"
-    loss = f"{one.long_loss:.3f} [{one.low:.3f}, {one.high:.3f}]"
-    return (one.method, loss, f"{one.rise:+.3f}", found, f"{one.first:.0%}", f"{one.tokens:,}", seconds)
+    loss, sure = f"{one.long_loss:.3f}", ()
+    if one.low is not None and one.high is not None and one.first is not None:
+        loss, sure = f"{loss} [{one.low:.3f}, {one.high:.3f}]", (f"{one.first:.0%}",)
+    return (one.method, loss, f"{one.rise:+.3f}", found, *sure, f"{one.tokens:,}", seconds)
 
 
 def _seeds(record: Compared) -> Table:

@@ -89,17 +89,17 @@ class Candidates(Record):
 class ComparedRow(Part):
     """One method of a comparison: its loss past the trained length with a 95 % interval and by seed, the rise of the
     loss of short text, the share of needles found, the shares of resamples in which it is the `first` of all and
-    `ahead` of the next row, and what it cost."""
+    `ahead` of the next row, and what it cost. A single window has no interval and no shares."""
 
     method: str
     long_loss: Number
-    low: Number
-    high: Number
+    low: Number | None
+    high: Number | None
     by_seed: tuple[Number, ...] = ()
     short_loss: Number
     rise: Number
     needles: Share | None = None
-    first: Share
+    first: Share | None
     ahead: Share | None = None
     tokens: Count
     seconds: Number | None = None

@@ -61,6 +61,15 @@ def test_records_make_a_page(made):
     assert "Methods compared with several seeds" in page and "resamples" in page
 
 
+def test_one_window_tells_no_interval(lm):
+    found = extension(lm, 128, text=TEXT, compare=Comparing(seeds=1, windows=1, readings=4, needles=0)).comparison
+    assert all((line.low, line.high, line.first, line.ahead) == (None,) * 4 for line in found.lines)
+    records = json.loads(json.dumps(found.records()))
+    for language, said in (("en", "one window does not tell how sure that is"), ("zh", "仅有一个窗口")):
+        page = render(evaluation_page(records, language=language))
+        assert said in page and "resamples" not in page and "重抽样" not in page and "1 windows" not in page
+
+
 def test_too_little_text_is_refused(lm):
     with pytest.raises(DataError, match="--seeds"):
         extension(lm, 128, text=TEXT[:1], compare=Comparing(seeds=500))
