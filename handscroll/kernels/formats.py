@@ -5,8 +5,9 @@ formats divide a row into blocks of 32 or 256 numbers, which are small whole num
 the layouts of GGUF files (ggml-common.h of llama.cpp; their scales are float16, little-endian). `int8` is ours: a row
 of int8 numbers, then its scale in float32; `FP8` is blocks of a float32 scale and 32 numbers in float8 (E4M3).
 
-To add a format, add a function to `kernels/blocks.py`, a line to `FORMATS`, and its number, sizes and reader to
-`native/formats.h`, which compiled kernels use; `native/units.h` makes products with many rows fast.
+To add a format, add a function to `kernels/blocks.py` and a line to `FORMATS`: plain torch computes with it. Compiled
+kernels refuse it until `native/formats.h` has its number, layout and reader; a reader in `native/units.h` makes its
+products fast (docs/adding/format.md).
 """
 
 from collections.abc import Callable

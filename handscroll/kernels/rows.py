@@ -19,7 +19,7 @@ def _refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def _refuses_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> str:
-    return calls.refuses_raw(x, raw, format.row_size(raw.shape[1]))
+    return calls.refuses_raw(x, format.number, raw, format.row_size(raw.shape[1]))
 
 
 def _multiply_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,7 +35,7 @@ def _multiply_many(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) 
 
 
 def _refuses_widen(format: Format, raw: Tensor, dtype: torch.dtype) -> str:
-    return calls.refuses_widen(raw, dtype)
+    return calls.refuses_widen(raw, format.number, dtype)
 
 
 def _widen(format: Format, raw: Tensor, dtype: torch.dtype) -> Tensor:

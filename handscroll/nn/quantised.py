@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.kernels.formats import FORMATS, Format
-from handscroll.kernels.native import tables
+from handscroll.kernels.native import calls, tables
 from handscroll.kernels.rows import NUMBERS, QUANTISED, WIDENED
 from handscroll.nn.addresses import Addresses, Unfit, product
 from handscroll.nn.finite import finite_weight
@@ -63,6 +63,8 @@ class Quantised(nn.Module):
         """How compiled layers in `dtype` multiply by it."""
         if self.dtype != dtype:
             raise Unfit("a quantised projection is in another dtype than the norms")
+        if refused := calls.unread(self.format.number):
+            raise Unfit(refused)
         raw, bias = addresses.tensor(self, "raw"), addresses.tensor(self, "bias")
         assert raw is not None
         return product(raw, bias, dtype, self.inner, self.format.number)

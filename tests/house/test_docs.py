@@ -87,6 +87,15 @@ def test_the_pictures_show_what_the_page_on_the_architecture_says(name):
     assert drawn == (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8"), "run python docs/pictures.py"
 
 
+def test_the_page_on_adding_a_number_format_shows_real_code():
+    page = (ROOT / "docs" / "adding" / "format.md").read_text(encoding="utf-8")
+    kernels = ROOT / "handscroll" / "kernels"
+    sources = [kernels / name for name in ("blocks.py", "formats.py", "native/formats.h", "native/units.h")]
+    lines = {line.strip() for source in sources for line in source.read_text(encoding="utf-8").splitlines()}
+    shown = [line.strip() for code in page.split("```")[1::2] for line in code.splitlines()[1:]]
+    assert len(shown) > 6 and set(shown) <= lines, set(shown) - lines
+
+
 def test_every_task_has_a_row():
     table = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
     for name in TASKS:

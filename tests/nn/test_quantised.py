@@ -20,7 +20,8 @@ def assert_near(got, want, x, wide):
     assert bool(((got - want).abs() <= limit).all())
 
 
-BLOCKS = [name for name, one in FORMATS.items() if one.number not in calls.PLAIN]
+# The formats with a reader of whole numbers (native/units.h).
+WHOLE = ["int8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 needs_library = pytest.mark.skipif(library() is None, reason=reason())
 
 
@@ -134,11 +135,23 @@ def test_a_model_is_rounded_in_place(weights):
 
 
 @needs_library
+def test_every_format_with_a_reader_of_whole_numbers_is_read_by_it_or_none_is():
+    refused = {name: refused_many(name) for name in FORMATS}
+    assert [name for name in FORMATS if not refused[name]] in (WHOLE, [])
+    assert all("AVX-512 VNNI" in sentence for sentence in refused.values() if sentence)
+    assert {calls.alike(FORMATS[name].number) for name in FORMATS if refused[name]} == {calls.FEW}
+
+
+def refused_many(name: str) -> str:
+    return calls.refuses_raw_many(torch.randn(1, 256), FORMATS[name].number, random_raw(name, 2, 256), 256)
+
+
+@needs_library
 @pytest.mark.parametrize("inner", [256, 1280])
-@pytest.mark.parametrize("name", sorted(BLOCKS))
+@pytest.mark.parametrize("name", WHOLE)
 def test_many_rows_are_multiplied_without_a_matrix_of_floats(name, inner):
     one, raw = FORMATS[name], random_raw(name, 40, inner)
-    if calls.refuses_raw_many(torch.randn(1, inner), one.number, raw, inner):
+    if refused_many(name):
         pytest.skip("no products of whole numbers here")
     layer, wide = Quantised(one, raw, torch.randn(40)), one.dequantise(raw)
     x = torch.randn(3, 7, inner)

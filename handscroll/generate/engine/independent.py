@@ -28,7 +28,7 @@ def rows_together(model: Model) -> int:
     rounded = [m for m in model.modules() if isinstance(m, Quantised)]
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + ([] if rounded else [model.head])
     refused = [calls.refuses_product(probe.expand(1, w.shape[1]), w) for w in weights]
-    refused += [calls.refuses_raw(probe.expand(1, m.inner), m.raw, m.inner) for m in rounded]
+    refused += [calls.refuses_raw(probe.expand(1, m.inner), m.format.number, m.raw, m.inner) for m in rounded]
     layers = model.spec.layers
     widest = max(*(w.shape[1] for w in weights), *(m.inner for m in rounded), *(layer.mlp_width for layer in layers))
     whole = all(layer.mlp_width % LOOP == 0 and layer.rotated // 2 % WIDE_LOOP == 0 for layer in layers)

@@ -20,7 +20,6 @@ from handscroll.kernels.rounding import GROUP
 # The numbers of the dtypes of keys and values; uint8 is int4, two a byte. The first two are also formats of a matrix
 # (kernels/formats.py).
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3, torch.float16: 4}
-PLAIN = (0, 1, 3, 14)  # numbers of the formats whose numbers are not whole: F32, BF16, F16, FP8
 NARROW = ((torch.bfloat16,) * 3, (torch.float32, torch.float16, torch.float16))  # queries, keys, values of `prefill`
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits
@@ -244,24 +243,22 @@ def refuses_product(x: Tensor, weight: Tensor) -> str:
     return _refuses_matrix(x, weight, weight.shape[1])
 
 
-def refuses_raw(x: Tensor, raw: Tensor, inner: int) -> str:
+def refuses_raw(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
     """The same for `multiply_raw` with a matrix (N, row_bytes) of `inner` numbers a row; it computes no gradient."""
     if x.requires_grad:
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
         return MANY
-    return _refuses_floats(x) or _refuses_matrix(x, raw, inner)
+    return _refuses_floats(x) or _refuses_matrix(x, raw, inner) or unread(number)
 
 
 def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
-    """Why `multiply_raw_many` does not take them; it needs int8 or a format with blocks, and AVX-512 VNNI."""
+    """Why `multiply_raw_many` does not take them; it needs a reader of whole numbers (native/units.h)."""
     if x.requires_grad:
         return GRADIENT
-    if number in PLAIN:
-        return "the format has no blocks of whole numbers"
     if refused := _refuses_floats(x) or _refuses_matrix(x, raw, inner):
         return refused
-    return "" if _most_alike() else "no AVX-512 VNNI and VBMI here"
+    return "" if _tiled(number) else "the format is not read in whole numbers here (that needs AVX-512 VNNI and VBMI)"
 
 
 def multiply(
@@ -306,7 +303,7 @@ def _multiply_raw(name: str, x: Tensor, number: int, raw: Tensor, bias: Tensor |
     return out
 
 
-def refuses_widen(raw: Tensor, dtype: torch.dtype) -> str:
+def refuses_widen(raw: Tensor, number: int, dtype: torch.dtype) -> str:
     """Why `widen` does not take a matrix in a number format, or ""."""
     if raw.device.type != "cpu":
         return NOT_CPU
@@ -314,7 +311,7 @@ def refuses_widen(raw: Tensor, dtype: torch.dtype) -> str:
         return "another dtype is wanted than float32 or bfloat16"
     if not raw.numel():
         return EMPTY
-    return _missing() if raw.is_contiguous() else GAPS
+    return _missing() or unread(number) if raw.is_contiguous() else GAPS
 
 
 def widen(raw: Tensor, number: int, size: int, dtype: torch.dtype) -> Float[Tensor, "*rows D"]:
@@ -329,7 +326,15 @@ def widen(raw: Tensor, number: int, size: int, dtype: torch.dtype) -> Float[Tens
 
 def alike(number: int) -> int:
     """With up to so many rows, no bit of a row of `multiply_raw` depends on how many there are."""
-    return FEW if number in PLAIN else _most_alike() or FEW
+    return _tiled(number) or FEW
+
+
+@cache
+def unread(number: int) -> str:
+    """Why the compiled kernels do not read the number format with this `number`, or ""."""
+    found = library()
+    known = found is None or number < found.handscroll_formats()
+    return "" if known else "native/formats.h has no reader of the format"
 
 
 def refuses_norm(x: Tensor, weight: Tensor) -> str:
@@ -388,10 +393,10 @@ def _refuses_few(x: Tensor) -> str:
 
 
 @cache
-def _most_alike() -> int:
-    """The rows after which products of whole numbers are made in tiles; 0 without such products."""
+def _tiled(number: int) -> int:
+    """The rows after which products with a format are of whole numbers and made in tiles; 0: never."""
     found = library()
-    return 0 if found is None else int(found.handscroll_fewer())
+    return 0 if found is None else int(found.handscroll_fewer(number))
 
 
 @cache

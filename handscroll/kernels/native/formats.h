@@ -2,21 +2,70 @@
 //
 // The `number` of a `Format` is its kind here. A row of F32, F16, BF16 and int8 is its numbers; in int8 a float32 scale
 // follows. FP8 is blocks of a float32 scale and 32 numbers in float8 (E4M3). The other formats are blocks of 32 or 256
-// numbers as in ggml-common.h of llama.cpp.
+// numbers as in ggml-common.h of llama.cpp. docs/adding/format.md tells how to add one.
 
 #pragma once
 #include <type_traits>
+#include <utility>
 #include "simd.h"
 
 enum FormatNumber { F32, BF16, INT8, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, FP8, FORMATS };
 
 namespace {
 
-constexpr int64_t BLOCK_NUMBERS[FORMATS] = {1, 1, 1, 1, 32, 32, 32, 32, 32, 256, 256, 256, 256, 256, 32};
-constexpr int64_t BLOCK_BYTES[FORMATS] = {4, 2, 1, 2, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210, 36};
+// All that kernels ask about a format. The last three are for products of whole numbers (units.h).
+struct Layout {
+    int64_t numbers, bytes;  // of a block; with 1 number, a row is its numbers, one after the other
+    bool scaled = false;     // a float32 scale of the whole row follows its blocks
+    int64_t chunks = 0;      // of 64 numbers in a unit; 0: its numbers are not whole, or nothing reads them as such
+    int64_t group = 0;       // numbers that share a scale, 16 or 32
+    int64_t apart = 32;      // from the first 32 numbers of a chunk to its other 32
+};
+
+constexpr Layout LAYOUTS[] = {
+    {1, 4},                         // F32
+    {1, 2},                         // BF16
+    {1, 1, true, 1, 32},            // INT8
+    {1, 2},                         // F16
+    {32, 18, false, 1, 32},         // Q4_0
+    {32, 20, false, 1, 32},         // Q4_1
+    {32, 22, false, 1, 32},         // Q5_0
+    {32, 24, false, 1, 32},         // Q5_1
+    {32, 34, false, 1, 32},         // Q8_0
+    {256, 84, false, 4, 16, 128},   // Q2_K
+    {256, 110, false, 4, 16, 128},  // Q3_K
+    {256, 144, false, 4, 32, 64},   // Q4_K
+    {256, 176, false, 4, 32, 64},   // Q5_K
+    {256, 210, false, 4, 16},       // Q6_K
+    {32, 36},                       // FP8
+};
+
+constexpr bool sound() {
+    for (const Layout& one : LAYOUTS) {
+        const bool blocks = one.bytes > 0 && (one.numbers == 1 || (one.numbers > 0 && one.numbers % 16 == 0));
+        const bool group = one.group == 16 || one.group == 32;
+        const bool apart = one.apart == 32 || one.apart == 64 || one.apart == 128;
+        if (!blocks || (one.chunks && (64 * one.chunks % one.numbers || !group || !apart))) return false;
+    }
+    return true;
+}
+static_assert(sizeof(LAYOUTS) / sizeof(Layout) == FORMATS, "every number of a format needs its line in LAYOUTS");
+static_assert(sound(), "a block is 1 number or a multiple of 16; a unit is whole blocks; see Layout for the rest");
+
+template <int KIND>
+constexpr bool NONE = false;  // for the static_assert in a last branch, which fails only if a format comes there
 
 inline int64_t row_bytes(int64_t kind, int64_t inner) {
-    return inner / BLOCK_NUMBERS[kind] * BLOCK_BYTES[kind] + (kind == INT8 ? 4 : 0);
+    const Layout& one = LAYOUTS[kind];
+    return inner / one.numbers * one.bytes + (one.scaled ? 4 : 0);
+}
+
+// The scale of a row, which is its last four bytes; 1 in a format without one.
+template <int KIND>
+inline float row_scale(const uint8_t* w, int64_t inner) {
+    float scale = 1;
+    if constexpr (LAYOUTS[KIND].scaled) memcpy(&scale, w + row_bytes(KIND, inner) - 4, 4);
+    return scale;
 }
 
 inline float half(const uint8_t* p) {
@@ -48,7 +97,7 @@ struct Sixteen {
     }
 };
 
-// Reads a block of 32 or 256 numbers into float32; `count` is used by formats without blocks.
+// Reads the numbers of a block into float32; `count` is used by formats without blocks.
 template <int KIND>
 inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
     if constexpr (KIND <= F16) {
@@ -106,7 +155,7 @@ inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
                 y[32 * g + i] = low + scale * (float)x;
             }
         }
-    } else {
+    } else if constexpr (KIND == Q6_K) {
         const int8_t* scales = (const int8_t*)b + 192;
         for (int g = 0; g < 16; g++) {  // groups of 16
             const int part = g / 8, quarter = g / 2 % 4, at = g % 2 * 16;
@@ -118,29 +167,18 @@ inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
                 y[16 * g + i] = scale * (float)(x - 32);
             }
         }
-    }
+    } else static_assert(NONE<KIND>, "a number format has no reader in widen_block (formats.h)");
+}
+
+template <class With, int... KINDS>
+inline void of_format(int64_t kind, With with, std::integer_sequence<int, KINDS...>) {
+    (void)((kind == KINDS && (with(std::integral_constant<int, KINDS>()), true)) || ...);
 }
 
 // Calls `with(KIND constant)` for a format.
 template <class With>
 inline void of_format(int64_t kind, With with) {
-    switch (kind) {
-        case F32: return with(std::integral_constant<int, F32>());
-        case BF16: return with(std::integral_constant<int, BF16>());
-        case INT8: return with(std::integral_constant<int, INT8>());
-        case F16: return with(std::integral_constant<int, F16>());
-        case Q4_0: return with(std::integral_constant<int, Q4_0>());
-        case Q4_1: return with(std::integral_constant<int, Q4_1>());
-        case Q5_0: return with(std::integral_constant<int, Q5_0>());
-        case Q5_1: return with(std::integral_constant<int, Q5_1>());
-        case Q8_0: return with(std::integral_constant<int, Q8_0>());
-        case Q2_K: return with(std::integral_constant<int, Q2_K>());
-        case Q3_K: return with(std::integral_constant<int, Q3_K>());
-        case Q4_K: return with(std::integral_constant<int, Q4_K>());
-        case Q5_K: return with(std::integral_constant<int, Q5_K>());
-        case Q6_K: return with(std::integral_constant<int, Q6_K>());
-        case FP8: return with(std::integral_constant<int, FP8>());
-    }
+    of_format(kind, with, std::make_integer_sequence<int, FORMATS>());
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ struct Tile {
     // The words of 64 numbers of each row are turned in registers, so that each byte is written once.
     template <int KIND, int GROUP>
     void fill(const uint8_t* w, int64_t inner, int64_t size, int64_t rows) {
-        constexpr int64_t per = BLOCK_NUMBERS[KIND], chunks = Unit<KIND>::CHUNKS, in_unit = 64 * chunks / per;
+        constexpr int64_t per = LAYOUTS[KIND].numbers, chunks = Unit<KIND>::CHUNKS, in_unit = 64 * chunks / per;
         constexpr int64_t parts = 64 / GROUP;  // of a chunk, with a scale each
         const int64_t blocks = inner / per, groups = size / GROUP, bytes = row_bytes(KIND, inner);
         numbers.resize(COLUMNS * size), scales.resize(COLUMNS * groups), lows.resize(COLUMNS * groups);
@@ -56,12 +56,12 @@ struct Tile {
         float rough_scales[chunks][COLUMNS * parts] = {}, rough_lows[chunks][COLUMNS * parts] = {}, by[COLUMNS];
         for (int64_t n = 0; n < COLUMNS; n++) {
             by[n] = 1;
-            if (KIND == INT8 && n < rows) memcpy(by + n, w + n * bytes + inner, 4);
+            if (LAYOUTS[KIND].scaled && n < rows) by[n] = row_scale<KIND>(w + n * bytes, inner);
         }
         const __m512 all = _mm512_loadu_ps(by);
         for (int64_t b = 0, chunk = 0; b < blocks; b += in_unit, chunk += chunks) {
             for (int64_t n = 0; n < rows; n++) {
-                const uint8_t* p = w + n * bytes + b * BLOCK_BYTES[KIND];
+                const uint8_t* p = w + n * bytes + b * LAYOUTS[KIND].bytes;
                 Unit<KIND>::each(p, blocks - b, [&](int c, __m512i q, __m512 scale, __m512 low) __attribute__((always_inline)) {
                     rough[c][n] = q;
                     firsts<parts>(scale, rough_scales[c] + n * parts), firsts<parts>(low, rough_lows[c] + n * parts);
@@ -130,11 +130,9 @@ void multiply(const Tall& x, int64_t first, const Tile& tile, Next next, float* 
     for (int r = 0; r < R; r++) _mm512_storeu_ps(y + r * COLUMNS, out[r]);
 }
 
-constexpr int64_t group_of(int64_t kind) { return kind == Q2_K || kind == Q3_K || kind == Q6_K ? 16 : 32; }
-
 template <int KIND>
 void slice(const Tall& x, const uint8_t* w, int64_t first, int64_t last, const Put& put) {
-    constexpr int GROUP = group_of(KIND);
+    constexpr int GROUP = (int)LAYOUTS[KIND].group;
     const int64_t bytes = row_bytes(KIND, x.inner), lines = (COLUMNS * bytes / x.groups + 63) / 64;
     Tile tile;
     float found[TALL * COLUMNS];
@@ -179,7 +177,7 @@ void many(int kind, const T* x, const uint8_t* w, const T* bias, const int64_t* 
 }  // namespace
 
 Tall::Tall(int64_t rows, int64_t inner, int64_t kind)
-    : rows(rows), kind(kind), inner(inner), group(group_of(kind)), size((inner + 63) / 64 * 64), groups(size / group),
+    : rows(rows), kind(kind), inner(inner), group(LAYOUTS[kind].group), size((inner + 63) / 64 * 64), groups(size / group),
       wides((size + WIDE - 1) / WIDE), high(rows * size), low(rows * size), sums(rows * groups), scales(rows * wides) {}
 
 void Tall::fill(const float* x, int64_t r) {
@@ -203,17 +201,17 @@ void Tall::fill(const float* x, int64_t r) {
     }
 }
 
-bool takes_many(int64_t kind) { return kind == INT8 || (kind >= Q4_0 && kind != FP8); }
+bool takes_many(int64_t kind) { return kind < FORMATS && LAYOUTS[kind].chunks > 0; }
 
 void many_slice(const Tall& x, const uint8_t* w, int64_t first, int64_t last, const Put& put) {
     of_format(x.kind, [&](auto constant) {
-        if constexpr (constant == INT8 || (constant >= Q4_0 && constant != FP8)) slice<constant>(x, w, first, last, put);
+        if constexpr (LAYOUTS[constant].chunks > 0) slice<constant>(x, w, first, last, put);
     });
 }
 
-extern "C" int handscroll_fewer() { return FEWER; }
+extern "C" int handscroll_fewer(int kind) { return takes_many(kind) ? FEWER : 0; }
 
-// As `handscroll_product`, for int8 and the formats with blocks.
+// As `handscroll_product`, for the formats that `takes_many` names.
 extern "C" void handscroll_many(int kind, int narrow, const void* x, const void* w, const void* bias,
                                 const int64_t* shape, void* y) {
     if (narrow) many(kind, (const bf16*)x, (const uint8_t*)w, (const bf16*)bias, shape, (bf16*)y);
@@ -225,6 +223,6 @@ Tall::Tall(int64_t, int64_t, int64_t) {}
 void Tall::fill(const float*, int64_t) {}
 bool takes_many(int64_t) { return false; }
 void many_slice(const Tall&, const uint8_t*, int64_t, int64_t, const Put&) {}
-extern "C" int handscroll_fewer() { return 0; }
+extern "C" int handscroll_fewer(int) { return 0; }
 extern "C" void handscroll_many(int, int, const void*, const void*, const void*, const int64_t*, void*) {}
 #endif

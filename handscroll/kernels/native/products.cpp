@@ -18,21 +18,24 @@ void product(const T* x, const Product& by, int64_t count, int64_t threads, T* y
 
 template <int KIND, class T>
 void widened(const uint8_t* w, const int64_t* shape, T* y) {
-    constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
+    constexpr int64_t in_block = LAYOUTS[KIND].numbers, numbers = in_block == 1 ? 32 : in_block;
     const int64_t rows = shape[0], inner = shape[1], bytes = row_bytes(KIND, inner);
 #pragma omp parallel for num_threads(shape[2])
     for (int64_t r = 0; r < rows; r++) {
-        float block[numbers], scale = 1;
-        if (KIND == INT8) memcpy(&scale, w + r * bytes + inner, 4);
+        float block[numbers];
+        const float scale = row_scale<KIND>(w + r * bytes, inner);
         for (int64_t e = 0; e < inner; e += numbers) {
             const int64_t here = std::min(numbers, inner - e);
-            widen_block<KIND>(w + r * bytes + e / BLOCK_NUMBERS[KIND] * BLOCK_BYTES[KIND], block, here);
-            for (int64_t i = 0; i < here; i++) put(y + r * inner + e + i, KIND == INT8 ? block[i] * scale : block[i]);
+            widen_block<KIND>(w + r * bytes + e / in_block * LAYOUTS[KIND].bytes, block, here);
+            for (int64_t i = 0; i < here; i++)
+                put(y + r * inner + e + i, LAYOUTS[KIND].scaled ? block[i] * scale : block[i]);
         }
     }
 }
 
 }  // namespace
+
+extern "C" int handscroll_formats() { return FORMATS; }
 
 // y (rows, inner), float32 or (narrow) bfloat16, are the numbers of w (rows, row_bytes) in the format `kind`. shape:
 // rows, inner (whole blocks), threads.

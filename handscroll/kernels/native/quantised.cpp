@@ -31,13 +31,14 @@ float split(const f16v* part, Planes::Chunk& to) {
 // The results of R rows of x, from number `first` on, with one row of weights: y[r] holds them as sixteen sums.
 template <int KIND, int R>
 inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8_t* w, f16v* y) {
-    constexpr int64_t numbers = BLOCK_NUMBERS[KIND], in_unit = 64 * Unit<KIND>::CHUNKS / numbers;
+    constexpr int64_t numbers = LAYOUTS[KIND].numbers, bytes = LAYOUTS[KIND].bytes;
+    constexpr int64_t in_unit = 64 * Unit<KIND>::CHUNKS / numbers;
     const int64_t blocks = inner / numbers;
     __m512 total[R], lows[R];
     for (int r = 0; r < R; r++) total[r] = lows[r] = _mm512_setzero_ps();
     for (int64_t b = 0, chunk = 0; b < blocks; b += in_unit, chunk += Unit<KIND>::CHUNKS) {
-        const uint8_t* p = w + b * BLOCK_BYTES[KIND];
-        for (int64_t i = 0; i < in_unit * BLOCK_BYTES[KIND]; i += 64) __builtin_prefetch(p + SOON + i, 0, 0);
+        const uint8_t* p = w + b * bytes;
+        for (int64_t i = 0; i < in_unit * bytes; i += 64) __builtin_prefetch(p + SOON + i, 0, 0);
         Unit<KIND>::each(p, blocks - b, [&](int c, __m512i q, __m512 scale, __m512 low) __attribute__((always_inline)) {
             for (int r = 0; r < R; r++) {
                 const int64_t at = (first + r) * x.chunks + chunk + c;
@@ -55,12 +56,12 @@ inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8
 // The same in float32.
 template <int KIND, int R>
 inline void float_row(const float* x, int64_t inner, const uint8_t* w, f16v* y) {
-    constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
+    constexpr int64_t in_block = LAYOUTS[KIND].numbers, numbers = in_block == 1 ? 32 : in_block;
     f16v total[R] = {};
     float wide[numbers];
     for (int64_t e = 0; e < inner; e += numbers) {
         const int64_t here = std::min(numbers, inner - e);
-        widen_block<KIND>(w + e / BLOCK_NUMBERS[KIND] * BLOCK_BYTES[KIND], wide, here);
+        widen_block<KIND>(w + e / in_block * LAYOUTS[KIND].bytes, wide, here);
         for (int64_t i = 0; i < here; i += 16)
             for (int r = 0; r < R; r++) total[r] += load(wide + i) * load(x + r * inner + e + i);
     }
@@ -71,15 +72,12 @@ inline void float_row(const float* x, int64_t inner, const uint8_t* w, f16v* y) 
 template <int KIND, int R>
 inline void quantised_row(const float* x, const Planes& whole, int64_t first, int64_t inner, const uint8_t* w, f16v* y) {
 #if defined(WHOLE)
-    if constexpr (KIND != F16 && KIND != FP8) whole_row<KIND, R>(whole, first, inner, w, y);
+    if constexpr (LAYOUTS[KIND].chunks > 0) whole_row<KIND, R>(whole, first, inner, w, y);
     else
 #endif
         float_row<KIND, R>(x + first * inner, inner, w, y);
-    if constexpr (KIND == INT8) {
-        float scale;
-        memcpy(&scale, w + inner, 4);
-        for (int r = 0; r < R; r++) y[r] *= splat(scale);
-    }
+    if constexpr (LAYOUTS[KIND].scaled)
+        for (int r = 0; r < R; r++) y[r] *= splat(row_scale<KIND>(w, inner));
     (void)whole;
 }
 
@@ -114,6 +112,7 @@ void slice(const float* x, const Planes& planes, int64_t count, int64_t inner, c
 
 Planes::Planes(const float* x, int64_t rows, int64_t inner, int64_t kind) {
 #if defined(WHOLE)
+    if (!LAYOUTS[kind].chunks) return;
     chunks = (inner + 63) / 64;
     room.resize(rows * chunks * sizeof(Chunk) + 64), scales.resize(rows * chunks);
     at = (Chunk*)((uintptr_t)(room.data() + 63) / 64 * 64);

@@ -13,9 +13,11 @@ namespace {
 // chunks.
 inline void runs_of(int64_t kind, int64_t chunk, int64_t& first, int64_t& second) {
     const int64_t base = chunk / 4 * 256, c = chunk % 4;
-    if (kind == Q4_K || kind == Q5_K) first = base + c / 2 * 128 + c % 2 * 32, second = first + 64;
-    else if (kind == Q2_K || kind == Q3_K) first = base + 32 * c, second = first + 128;
-    else first = 64 * chunk, second = first + 32;
+    const int64_t apart = LAYOUTS[kind].apart;
+    if (apart == 64) first = base + c / 2 * 128 + c % 2 * 32;
+    else if (apart == 128) first = base + 32 * c;
+    else first = 64 * chunk;
+    second = first + apart;
 }
 
 // The 64 numbers of x for a chunk, with zeros after the end of x.
@@ -55,11 +57,11 @@ inline __m512i lanes(int a, int b, int c, int d) {
     return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
 }
 
-// One unit of a row, 64 or 256 numbers: calls `use(chunk, numbers, scales, lows)` for every 64; lane i is for four
-// numbers.
+// One unit of a row, 64 numbers times the format's `chunks`: calls `use(chunk, numbers, scales, lows)` for every 64; lane
+// i is for four numbers.
 template <int KIND>
 struct Unit {
-    static constexpr int64_t CHUNKS = KIND >= Q2_K ? 4 : 1;
+    static constexpr int64_t CHUNKS = LAYOUTS[KIND].chunks;
 
     // `blocks` are the blocks that are left in the row.
     template <class Use>
@@ -68,10 +70,11 @@ struct Unit {
             const __m512i bytes = _mm512_maskz_loadu_epi8(blocks < 64 ? (1ull << blocks) - 1 : ~0ull, p);
             use(0, _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)), _mm512_set1_ps(1), _mm512_set1_ps(-128));
         } else if constexpr (KIND == Q8_0) eight(p, blocks > 1, use);
-        else if constexpr (KIND < Q8_0) fours(p, blocks, use);
+        else if constexpr (KIND >= Q4_0 && KIND <= Q5_1) fours(p, blocks, use);
         else if constexpr (KIND == Q2_K || KIND == Q3_K) twos(p, use);
         else if constexpr (KIND == Q4_K || KIND == Q5_K) nested(p, use);
-        else six(p, use);
+        else if constexpr (KIND == Q6_K) six(p, use);
+        else static_assert(NONE<KIND>, "a number format has `chunks` but no reader of whole numbers (units.h)");
     }
 
   private:
@@ -90,7 +93,7 @@ struct Unit {
 
     template <class Use>
     static void fours(const uint8_t* p, int64_t blocks, Use use) {
-        constexpr int bytes = (int)BLOCK_BYTES[KIND], words = bytes / 2;
+        constexpr int bytes = (int)LAYOUTS[KIND].bytes, words = bytes / 2;
         constexpr bool five = KIND >= Q5_0, lowest = KIND == Q4_1 || KIND == Q5_1;
         constexpr int numbers = (lowest ? 4 : 2) + (five ? 4 : 0);
         const __mmask64 there = blocks > 1 ? (1ull << 2 * bytes) - 1 : (1ull << bytes) - 1;
