@@ -10,13 +10,13 @@ from handscroll.base.config import Config
 from handscroll.base.errors import DataError
 from handscroll.base.runs import latest_checkpoint
 from handscroll.base.workload import Workload
+from handscroll.data.masking import Masking
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
 from handscroll.models.weights import read_json
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
-from handscroll.plan.workloads import MASKED
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
@@ -148,7 +148,7 @@ def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> W
         micro=settings.rows,
         steps=settings.steps,
         packed=True,
-        targets=MASKED if lm.model.spec.both_ways else 1.0,
+        targets=Masking.rate if lm.model.spec.both_ways else 1.0,
         precision=settings.precision,
         device="cuda" if lm.model.device.type == "cuda" else "cpu",
         made=True,

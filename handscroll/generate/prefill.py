@@ -7,19 +7,19 @@ from torch import Tensor
 
 from handscroll.base.allocator import trim
 from handscroll.base.errors import ConfigError
+from handscroll.base.portions import PREFILL
 from handscroll.cache.cache import Cache
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import SameSegment
 from handscroll.nn.shapes import Embeddings, Tokens
 
-CHUNK = 1024
-CHUNK_GPU = 8192  # a GPU has room for more tokens, and needs them for full use
+CHUNK = PREFILL["cpu"]
 
 
 def prefill_chunk(device: torch.device) -> int:
     """The default number of tokens in a chunk."""
-    return CHUNK_GPU if device.type == "cuda" else CHUNK
+    return PREFILL["cuda"] if device.type == "cuda" else CHUNK
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from handscroll.base.portions import MLP_TILE
 from handscroll.kernels.native import tables
 from handscroll.kernels.registry import Kernel, Operation, always
 from handscroll.nn.addresses import Addresses, Unfit
@@ -29,8 +30,6 @@ from handscroll.nn.compiled import graph, stack
 from handscroll.nn.compiled.layer import Form, compiled, refuses_pass
 from handscroll.nn.shapes import Embeddings
 from handscroll.nn.tile import tiled
-
-TILE = 512  # tokens of a prompt that the MLP reads at a time on a CPU: a chunk of 1,024 took 60 MiB more (Qwen 0.5B)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Block(nn.Module):
         before, x = x, self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
         if self.cross is not None:
             x = x + context.dropped(self.cross(self.cross_norm(x), context), self.cross.site)
-        tile = context.mlp_tile or (TILE if x.device.type == "cpu" and not torch.is_grad_enabled() else 0)
+        tile = context.mlp_tile or (MLP_TILE if x.device.type == "cpu" and not torch.is_grad_enabled() else 0)
         made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(before if self.parallel else x), tile))
         return self.mlp_sum_norm(x + context.dropped(made, 2 * self.number + 2))
 

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.base.portions import QUERIES
 from handscroll.kernels.runs import accumulator, capped
 from handscroll.nn.bias import Bias
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
-from handscroll.nn.pieces import QUERIES, pieces
+from handscroll.nn.pieces import pieces
 from handscroll.nn.span import Observer, Span
 
 KEYS = 2048  # keys of a tile: 512 x 2,048 float32 scores are 4 MiB a query head

@@ -6,12 +6,9 @@ with its documents, not with its square, and the cost of a window with the windo
 
 from dataclasses import dataclass
 
+from handscroll.base.portions import KEYS, QUERIES, WIDEST
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Causal, Everything, Mask
-
-QUERIES = 512  # tokens of a query tile that needs a mask tensor
-KEYS = 512  # tokens of the key blocks that a mask is asked about
-WIDEST = 8192  # most keys under one mask tensor: 512 x 8192 float32 are 16 MiB a row
 
 
 @dataclass(frozen=True)

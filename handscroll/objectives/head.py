@@ -11,21 +11,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.portions import LOGITS
 from handscroll.kernels.runs import capped
 from handscroll.nn.finite import finite
 
-# Bytes of one chunk of float32 logits: small enough for a laptop's memory, large enough for fast products.
-CHUNK_BYTES = 32 << 20
-CHUNK_BYTES_GPU = 256 << 20  # a GPU has more memory, and needs more rows per product to be busy
 IGNORE = -100
 
 
 def chunk_rows(vocab: int, count: int = 0, device: str = "cpu") -> int:
-    """Tokens per chunk, such that their float32 logits take about `CHUNK_BYTES` (on a GPU `CHUNK_BYTES_GPU`).
+    """Tokens per chunk, such that their float32 logits take about `LOGITS` of the device.
 
     Given the `count` of all tokens, the chunks get nearly equal sizes, because each chunk reads the whole head once.
     """
-    rows = max(16, (CHUNK_BYTES if device == "cpu" else CHUNK_BYTES_GPU) // (4 * vocab))
+    rows = max(16, LOGITS["cpu" if device == "cpu" else "cuda"] // (4 * vocab))
     return rows if not count else -(-count // max(1, round(count / rows)))
 
 

@@ -96,7 +96,7 @@ class MaskedTokens(ObjectiveSettings):
     name: ClassVar[str] = "masked"
     kinds: ClassVar[tuple[str, ...]] = ("text", "pairs")
     quarters: ClassVar[bool] = True
-    rate: float = Field(default=0.15, gt=0, lt=1)
+    rate: float = Field(default=Masking.rate, gt=0, lt=1)
     masked: float = Field(default=0.8, ge=0, le=1)
     random: float = Field(default=0.1, ge=0, le=1)
     words: Literal["none", "whole", "chinese"] = Field(default="none", description="hide whole words only")

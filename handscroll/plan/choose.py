@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.portions import EDGE
 from handscroll.base.workload import CHUNKED, MEMORY, Workload
 from handscroll.plan.forecast import Forecast, beside, disk_bytes, predict
 from handscroll.plan.machine import GPU_SAFETY, SAFETY, Machine
 
-EDGE = 64  # chunk edges are multiples of this (train/step.py)
 CHUNKS = (4096, 2048, 1024, 512, 256)
 
 

@@ -12,14 +12,15 @@ fitted to the same runs the median error is 7 %.
 import os
 from dataclasses import dataclass, fields, replace
 
+from handscroll.base.portions import QUERIES
 from handscroll.base.spec import LayerSpec, over, total
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan import inference
 from handscroll.plan.calibration import Calibration
-from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, kept_by_all, stepwise
+from handscroll.plan.layer import DOCUMENTS, WIDE, kept_by_all, stepwise
 from handscroll.plan.memory import carried, stage_layers, weight_bytes
 
-EDGE = 256  # keys that a query computes besides those it sees, because kernels work in blocks
+BESIDE = 256  # keys that a query computes besides those it sees, because kernels work in blocks
 BLOCKS = 384  # the same with mask tensors (nn/pieces.py: tiles of 512 queries over blocks of 512 keys)
 # EXPONENTIALS: the cost of the exponentials of a query and a key (forward, backward), in operations of a product.
 # OPERATIONS: the operations of their products (forward, backward), per number of the head size.
@@ -203,7 +204,7 @@ def _attention(workload: Workload, again: float, train: bool) -> float:
     """The operations of attention, with exponentials. In the backward the threads share rows and kv heads."""
     if workload.spec.recurrent:
         return 0.0
-    edge = BLOCKS if workload.packed else EDGE
+    edge = BLOCKS if workload.packed else BESIDE
 
     def one(layer: LayerSpec) -> float:
         pairs = _seen(workload, layer) + edge * workload.length

@@ -4,13 +4,12 @@ A full cache is reserved once for the prompt and new tokens of every row: 2 x la
 Other caches report their own size (`Footprint`).
 """
 
+from handscroll.base.portions import KEYS, MLP_TILE, PREFILL, QUERIES, WIDEST
 from handscroll.base.spec import kinds
 from handscroll.base.workload import Footprint, Workload
-from handscroll.plan.layer import KEYS, QUERIES, WIDE, WIDEST, narrow
+from handscroll.plan.layer import WIDE, narrow
 from handscroll.plan.memory import Parts, rotated, weight_bytes
 
-PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
-TILE = 512  # of these, tokens that the MLP reads at a time on a CPU (nn/block.py)
 # Bytes of a tokenizer for each token of the vocabulary: 448 for Qwen's 151,936 tokens with as many merges, 492 for
 # Gemma's 262,144 with 515,000 merges (2026-11). While it is made it takes as much again, before the weights are read.
 TOKEN = 470
@@ -22,7 +21,7 @@ def fixed_parts(workload: Workload) -> Parts:
         cache = workload.rows * workload.spec.cache_bytes(1, narrow(workload))
     else:
         kept = footprint(workload)
-        chunk = min(workload.chunk or PREFILL, workload.length)
+        chunk = min(workload.chunk or PREFILL[workload.device], workload.length)
         there = kept.held(workload.past) if workload.past and not workload.copied else 0
         cache = workload.rows * max(0, kept.peak(workload.past + workload.length, workload.new, chunk) - there)
     return {
@@ -54,8 +53,8 @@ def phases(workload: Workload) -> dict[str, Parts]:
     Each is computed for the layer that takes most.
     """
     spec, e, rows = workload.spec, narrow(workload), workload.rows
-    read = min(workload.length, workload.chunk or PREFILL)
-    n, tile = rows * read, rows * (min(read, TILE) if workload.device == "cpu" else read)
+    read = min(workload.length, workload.chunk or PREFILL[workload.device])
+    n, tile = rows * read, rows * (min(read, MLP_TILE) if workload.device == "cpu" else read)
     length = workload.past + workload.length + workload.new
     layers = [layer.read for layer, _ in kinds(spec.layers)]
     mlp = max(tile * layer.products * e * layer.mlp_width + n * 3 * e * layer.width for layer in layers)

@@ -8,13 +8,11 @@ docs/plan.md.
 
 from dataclasses import dataclass
 
+from handscroll.base.portions import QUERIES, WIDEST
 from handscroll.base.spec import LayerSpec, kinds, over
 from handscroll.base.workload import Workload
 
 WIDE = 4  # bytes of a float32
-QUERIES = 512  # tokens of a query tile under a mask tensor (nn/pieces.py)
-WIDEST = 8192  # most keys of one mask tensor
-KEYS = 512  # fewest keys of one mask tensor that has numbers for every head
 DOCUMENTS = 4  # assumed documents of a packed row
 STEPWISE = 16_000  # bytes of the graph of a recurrent step that torch runs by itself
 # With a learned bias: tensors of the size of a score tile that its backward holds, how many of them the rows share, and

@@ -17,12 +17,11 @@ processed at once: the T tokens of a row in the strategies plain and checkpoint,
 import math
 from collections.abc import Sequence
 
+from handscroll.base.portions import LOGITS, RUN
 from handscroll.base.spec import LayerSpec, ModelSpec, over
 from handscroll.base.workload import Workload
 from handscroll.plan.layer import WIDE, Layer, kept_by_all, narrow, source_bytes, stream, tile_bytes
 
-LOGITS = {"cpu": 32 << 20, "cuda": 256 << 20}  # objectives/head.py: bytes of one chunk of float32 logits
-RUN = 32_768  # kernels/gpu/fused.py: keys of one call on a GPU, which makes their gradients for every query head
 Parts = dict[str, int]
 
 

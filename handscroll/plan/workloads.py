@@ -9,9 +9,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import MEMORY, Workload
 from handscroll.cache.table import footprint
+from handscroll.data.masking import Masking
 from handscroll.text.blanks import NAMES
-
-MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
 
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
@@ -111,7 +110,7 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     if values.get("kind") == "extend":
         spec = spec.reaching(values["length"])
     if spec.reads == "both":
-        values = {"targets": MASKED} | values
+        values = {"targets": Masking.rate} | values
     if values.get("kind") in ("generate", "serve"):
         kept = footprint("full", config, cache_itemsize(source, values["precision"])).model_dump()
         values = {"stored": _stored(source), "rounded": _rounded(source), "cache": kept} | values

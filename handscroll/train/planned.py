@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from handscroll.base.errors import CapacityError
+from handscroll.base.portions import EDGE
 from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
@@ -19,7 +20,7 @@ from handscroll.plan.machine import GPU_SAFETY, Machine, peak_bytes, resident_by
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.probe import calibrate
-from handscroll.train.step import EDGE, Memory, check_sharing
+from handscroll.train.step import Memory, check_sharing
 
 PLAN = "plan.json"
 LONG = 120  # seconds of a run for which the machine is measured first, if it never was

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
+from handscroll.base.portions import EDGE
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
@@ -21,8 +22,6 @@ from handscroll.train.strategies.plain import Plain
 from handscroll.train.strategies.recurrent import Recurrent
 from handscroll.train.strategies.staged import Staged
 from handscroll.train.strategies.strategy import Pass, Strategy
-
-EDGE = 64  # chunk edges are multiples of this
 
 
 class Memory(Config):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.portions import LOGITS
 from handscroll.objectives import head as module
 from handscroll.objectives.head import cross_entropy, token_losses
 from tests.naming import naming
@@ -28,7 +29,7 @@ def losses(hidden, weight, *rest):
 @pytest.mark.parametrize("chunk", [1, 10_000, 1 << 25])
 @pytest.mark.parametrize("cap", [None, 2.5])
 def test_loss_and_gradients_equal_torch(monkeypatch, cap, chunk, smoothing, biased):
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    monkeypatch.setitem(LOGITS, "cpu", chunk)
     grads = []
     for ours in (True, False):
         hidden, weight, targets = case()
@@ -51,7 +52,7 @@ def test_loss_and_gradients_equal_torch(monkeypatch, cap, chunk, smoothing, bias
 
 def test_no_chunk_holds_the_whole_vocabulary_times_the_text(monkeypatch):
     """The largest product formed has as many rows as a chunk, not as the text."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 97 * 4 * 20)
+    monkeypatch.setitem(LOGITS, "cpu", 97 * 4 * 20)
     rows = []
     project = module._project
     monkeypatch.setattr(module, "_project", lambda h, w: rows.append(h.shape[0]) or project(h, w))
@@ -102,7 +103,7 @@ def test_impossible_smoothing_is_refused(smoothing):
 
 def test_the_gradient_of_the_head_is_summed_in_float32_under_bfloat16(monkeypatch):
     """Many chunks: a bfloat16 sum would lose what is below 1/256 of it."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # 16 rows a chunk
+    monkeypatch.setitem(LOGITS, "cpu", 1)  # 16 rows a chunk
     hidden, weight, targets = case(count=4096, dtype=torch.bfloat16)
     weight.requires_grad_()
     cross_entropy(hidden, weight, targets)[0].backward()

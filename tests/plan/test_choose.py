@@ -4,10 +4,12 @@ import math
 import re
 
 import pytest
+import torch
 
 from handscroll.base.config import apply_override
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import Footprint
+from handscroll.generate.prefill import prefill_chunk
 from handscroll.plan.choose import afford, check, fits, longest, options, resolve
 from handscroll.plan.forecast import beside, predict
 from handscroll.plan.show import plan
@@ -113,6 +115,13 @@ def test_a_cache_of_another_kind_takes_what_it_says(workload, machine):
     away = Footprint(each=0, fixed=1000, reading=24, filed=24)
     stored = predict(one.changed(cache=away), machine(2000))
     assert stored.parts["cache"] == 2 * (1000 + 24 * 1024) and stored.disk == 2 * 24 * 2056
+
+
+def test_a_prompt_is_planned_in_the_chunks_in_which_the_device_reads_it(workload):
+    prompt = workload(kind="generate", strategy="auto", length=20_000, new=9)
+    for device in ("cpu", "cuda"):
+        one = prompt.changed(device=device)
+        assert beside(one) == beside(one.changed(chunk=prefill_chunk(torch.device(device))))
 
 
 def test_a_request_beside_a_loaded_model_is_refused_with_what_fits(workload):

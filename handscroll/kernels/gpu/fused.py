@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from handscroll.base.portions import RUN
 from handscroll.kernels.merge import merge
 
-RUN = 32_768  # keys of a call: a call makes the gradients of its keys for every query head, also for shared kv heads
 ROUND = 64  # cuDNN runs only for multiples of this, because it makes a plan for every new shape (40 ms)
 LARGE = 1 << 20  # least query-key pairs of a head for which such a plan pays
 

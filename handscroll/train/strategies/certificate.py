@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.portions import EDGE
 from handscroll.data.batch import Batch
 from handscroll.data.row import IGNORED
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.nn.quantised import quantised
 from handscroll.objectives.objective import Objective
-from handscroll.train.step import EDGE, Memory, Step, build_strategy
+from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.plain import Plain
 
 LIMITS = {"float64": 1e-12, "float32": 1e-5}
