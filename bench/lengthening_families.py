@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.nn.positions.learned import LEARNED
+from handscroll.nn.positions.lengthen_learned import LEARNED
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.objectives.settings import ObjectiveSettings

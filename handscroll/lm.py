@@ -16,15 +16,6 @@ from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.generate import blanks, score
-from handscroll.generate.admission import (
-    admit,
-    afford_demand,
-    afford_engine,
-    begun,
-    choose_cache,
-    identity_of,
-    settled,
-)
 from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
 from handscroll.generate.budget import GUARD, Choice, Demand
@@ -36,6 +27,15 @@ from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.engine.engine import Engine, EngineSettings
 from handscroll.generate.likelihood import Likelihood, loglikelihood, split_pair
 from handscroll.generate.prefill import CHUNK
+from handscroll.generate.prepare import (
+    afford_demand,
+    afford_engine,
+    begun,
+    choose_cache,
+    identity_of,
+    prepared,
+    settled,
+)
 from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
@@ -183,7 +183,7 @@ class LM:
 
     def stream(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Iterator[str]:
         """Like `generate`, but yields the text piece by piece; impossible requests are refused at the call."""
-        request = admit(self.model, self.tokenizer, prompt, self._settled(settings))
+        request = prepared(self.model, self.tokenizer, prompt, self._settled(settings))
         return streamed(self.model, self.tokenizer, request)
 
     def continuations(
@@ -199,7 +199,7 @@ class LM:
         `logprobs` is the number of likeliest tokens to report at each place (0: only the chosen token). The rest is as
         in `generate`.
         """
-        request = admit(self.model, self.tokenizer, prompt, self._settled(settings), samples, logprobs)
+        request = prepared(self.model, self.tokenizer, prompt, self._settled(settings), samples, logprobs)
         return continuations(self.model, self.tokenizer, request)
 
     def beams(

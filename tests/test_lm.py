@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
-from handscroll.generate.admission import admit
 from handscroll.generate.budget import Demand
 from handscroll.generate.draft import Lookup
+from handscroll.generate.prepare import prepared
 from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
 from tests.naming import naming
@@ -229,7 +229,7 @@ def test_exact_loss_of_a_book_in_bounded_memory(count, limit):
 
 def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, monkeypatch):
     ids = text_ids(lm, 2000)
-    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (14_000_000, 10**9))
     monkeypatch.setattr("handscroll.generate.decode.prefill", lambda *_: pytest.fail("something was read"))
     requests = {
         "generate": lambda **how: lm.generate(ids, max_tokens=40_000, beyond=True, **how),
@@ -255,10 +255,10 @@ def test_the_cache_of_a_draft_model_is_counted(lm, monkeypatch):
     ids = text_ids(lm, 2000)
     how = {"max_tokens": 40_000, "beyond": True}
     need = Demand(ids, 40_000).bytes("full", lm.model, 1024)
-    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (int(1.8 * need), 10**9))
-    assert admit(lm.model, lm.tokenizer, ids, {**how, "draft": Lookup()})
+    monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (int(1.8 * need), 10**9))
+    assert prepared(lm.model, lm.tokenizer, ids, {**how, "draft": Lookup()})
     with pytest.raises(CapacityError, match=naming("36 MB", "32 MB", "26 MB")):
-        admit(lm.model, lm.tokenizer, ids, {**how, "draft": lm.draft(lm)})
+        prepared(lm.model, lm.tokenizer, ids, {**how, "draft": lm.draft(lm)})
 
 
 def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(lm, monkeypatch, tmp_path):
@@ -273,7 +273,7 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     assert (policy, chunk, request.past, freed) == ("full", 1024, read, 0)
     assert len(request.prompt) + request.new == len(talk.ids)
     talk.afford = refuse
-    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (14_000_000, 10**9))
     before = list(talk.ids)
     with pytest.raises(CapacityError, match=naming("15 MB", "13 MB", "14 MB")):
         lm.ask("text", "What?", store, max_tokens=40_000, beyond=True)
@@ -282,7 +282,7 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     with pytest.raises(CapacityError, match=naming("20 MB", "10 MB")):
         lm.engine(20_000_000)
     assert lm.engine(8_000_000, deterministic=True).deterministic
-    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (100_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (100_000, 10**9))
     with pytest.raises(CapacityError, match="0 MB"):
         talk.say("def third", plain)
     with pytest.raises(CapacityError, match="smaller"):

@@ -19,7 +19,7 @@ Number = TypeVar("Number", int, float)
 # The ways of telling positions. A new one is a file in `nn/positions/` and a line here.
 POSITIONS: dict[str, str] = {
     "rotary": "handscroll.nn.positions.rotary:Rotary",
-    "table": "handscroll.nn.positions.table:Table",
+    "table": "handscroll.nn.positions.learned:Table",
     "slopes": "handscroll.nn.positions.slopes:Slopes",
     "buckets": "handscroll.nn.positions.buckets:Buckets",
     "pairs": "handscroll.nn.positions.pairs:Pairs",

@@ -40,10 +40,10 @@ def batch(
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
     from handscroll.base.records import read_records
-    from handscroll.generate.admission import context_bytes
     from handscroll.generate.defaults import Defaults
     from handscroll.generate.engine.batch import answer, identity, read_requests
     from handscroll.generate.engine.cluster import Cluster
+    from handscroll.generate.prepare import context_bytes
     from handscroll.lm import load
 
     if memory is not None and kv_budget:

@@ -73,8 +73,8 @@ def read(
     import torch
 
     from handscroll.cache.reading.store import Store
-    from handscroll.generate.admission import choose_reading
     from handscroll.generate.budget import GUARD, Choice
+    from handscroll.generate.prepare import choose_reading
     from handscroll.lm import load
 
     if limit <= 0:

@@ -8,7 +8,7 @@ CHECKS: dict[str, str] = {
         "precision",
         "offsets",
         "repeats",
-        "table",
+        "past-end",
         "window",
         "cache",
         "batch",

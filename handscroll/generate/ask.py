@@ -15,10 +15,10 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.cache.reading.about import About
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
-from handscroll.generate.admission import afford_request, identity_of, keep_within
 from handscroll.generate.chat import Rendered, Speaker, answered
 from handscroll.generate.continuation import streamed
 from handscroll.generate.prefill import shared_beginning
+from handscroll.generate.prepare import afford_request, identity_of, keep_within
 from handscroll.generate.request import Request
 from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model

@@ -16,9 +16,9 @@ from handscroll.cache.reading.names import Origin, check_name
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
-from handscroll.generate.admission import afford_demand, identity_of
 from handscroll.generate.budget import Demand
 from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill_chunk
+from handscroll.generate.prepare import afford_demand, identity_of
 from handscroll.models.model import Model
 from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks

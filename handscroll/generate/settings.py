@@ -1,4 +1,4 @@
-"""The keyword arguments of `LM`'s methods, with their types; `admission.py` turns them into a `Request`."""
+"""The keyword arguments of `LM`'s methods, with their types; `prepare.py` turns them into a `Request`."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypedDict

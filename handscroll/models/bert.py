@@ -34,7 +34,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
-from handscroll.nn.positions.table import Table, largest
+from handscroll.nn.positions.learned import Table, largest
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu, "tanh": torch.tanh}

@@ -28,7 +28,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import ACTIVATIONS, MLP
 from handscroll.nn.norm import LayerNorm
-from handscroll.nn.positions.table import Table, largest
+from handscroll.nn.positions.learned import Table, largest
 from handscroll.nn.shapes import Embeddings, Tokens
 
 

@@ -114,7 +114,7 @@ FAULTS = {  # the fault: the check that must name it, a word of its sentence, an
     scaled_twice: ("frequencies", "twice", {"reference"}),
     base_lost: ("frequencies", "10000", {"reference"}),
     cache_off_by_one: ("cache", "behind the first piece", set()),
-    table_wraps: ("table", "256 rows", set()),
+    table_wraps: ("past-end", "256 rows", set()),
     dynamic_over_a_cache: ("cache", "grows past 64", set()),
     halves_swapped: ("reference", "halves of each rotated head are swapped", set()),
     padded_on_the_right: ("padding", "taken from padding", set()),

@@ -11,7 +11,7 @@ from handscroll.extend.extend import extension
 from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM
 from handscroll.models.bloom import Bloom, BloomConfig
-from handscroll.nn.positions.learned import LEARNED
+from handscroll.nn.positions.lengthen_learned import LEARNED
 from handscroll.train.recipe import Recipe
 from handscroll.train.start import run_recipe
 from tests.conftest import ROOT

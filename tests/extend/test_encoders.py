@@ -14,7 +14,7 @@ from handscroll.extend.extend import extension
 from handscroll.extend.methods import apply, candidates
 from handscroll.extend.tune import TuneSettings
 from handscroll.models.weights import load_model, save_model
-from handscroll.nn.positions.learned import LEARNED, extrapolate
+from handscroll.nn.positions.lengthen_learned import LEARNED, extrapolate
 from handscroll.text.readers import Document
 from handscroll.train.recipe import Recipe
 from handscroll.train.start import run_recipe

@@ -13,8 +13,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.extend.methods import apply, candidates
 from handscroll.lm import LM
 from handscroll.models.weights import load_model, save_model
-from handscroll.nn.positions.learned import LEARNED, extrapolate, hierarchical, interpolate, tile
-from handscroll.nn.positions.stretch import METHODS
+from handscroll.nn.positions.lengthen_learned import LEARNED, extrapolate, hierarchical, interpolate, tile
+from handscroll.nn.positions.lengthen_rotary import METHODS
 from handscroll.nn.scaling.table import OWN
 from tests.conformance.families import reference, reference_logits, save
 from tests.naming import naming

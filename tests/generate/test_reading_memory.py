@@ -25,7 +25,7 @@ def store(tmp_path):
 
 def free(monkeypatch, size):
     """Let so many bytes be free."""
-    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (size, 10**9))
+    monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (size, 10**9))
 
 
 def needed(lm, ids, past=0, policy="full"):

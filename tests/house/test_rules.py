@@ -99,3 +99,20 @@ def test_tests_are_no_libraries():
 def test_every_module_whose_shapes_are_checked_is_there():
     for name in CHECKED:
         assert (ROOT / "handscroll" / f"{name.replace('.', '/')}.py").exists(), f"tests/conftest.py checks {name}"
+
+
+def registries(text: str) -> list[str]:
+    """The tables of a file: its constants that map names."""
+    found = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict | ast.DictComp):
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            found += [target] if target.isupper() else []
+    return found
+
+
+def test_a_file_called_table_is_the_registry_of_its_folder():
+    others = {ROOT / "handscroll" / "data" / "table" / "table.py"}  # rows of files, as its folder says
+    for path in {path for path in SOURCES if path.stem == "table"} - others:
+        assert registries(path.read_text(encoding="utf-8")), path
+    assert registries('CHECKS: dict[str, str] = {"window": "place"}') and not registries("WIDE = 24")

@@ -18,7 +18,7 @@ MISSING = 0.05  # the share of the tokens that may be counted otherwise
 
 def run(runtime: Runtime) -> Seen:
     if not isinstance(runtime, Endpoint):
-        raise Absent("it is no endpoint; the check 'table' asks for positions past the end")
+        raise Absent("it is no endpoint; the check 'past-end' asks for positions past the end")
     try:
         base, more = runtime.counted(_prompt(1)), runtime.counted(_prompt(3))
     except Refused as error:

@@ -19,10 +19,10 @@ from handscroll.cache.reading.store import Store
 from handscroll.evaluate.certificate import Certificate, certify
 from handscroll.evaluate.questions.item import ASKS, Item, turn
 from handscroll.evaluate.questions.judge import JUDGES
-from handscroll.generate.admission import afford_request
 from handscroll.generate.asked import NOW, Form, replies, speaker_of
 from handscroll.generate.check import declared
 from handscroll.generate.prefill import shared_beginning
+from handscroll.generate.prepare import afford_request
 from handscroll.generate.read import held
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling

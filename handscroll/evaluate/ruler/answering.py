@@ -7,10 +7,10 @@ from handscroll.evaluate.branching import read
 from handscroll.evaluate.certificate import Certificate, certify, require_whole
 from handscroll.evaluate.ruler.exams import Exam, Question
 from handscroll.evaluate.ruler.score import score, settled
-from handscroll.generate.admission import afford_demand
 from handscroll.generate.budget import Demand
 from handscroll.generate.chooser import Chooser
 from handscroll.generate.decode import follow
+from handscroll.generate.prepare import afford_demand
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM

@@ -1,85 +1,85 @@
-"""Ways to lengthen a learned position table: each function gives a table (context, D) `to` rows.
-
-Only "extrapolate" gives every position its own row, as similar to its neighbours as the model learned it. The others
-are known remedies, some of them for comparison.
-"""
+"""Learned position tables: a vector per position is added to the embedding; no position beyond the last has one."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_SHARE = 0.4  # weight of the block's number in a row of "hierarchical"
-SMALLEST = 1e-6  # times the largest singular value: a direction with a smaller one is rounding noise
+from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec, Positions
+from handscroll.nn.positions.candidate import Candidate
+from handscroll.nn.positions.lengthen_learned import LEARNED
+
+WIDE = 24  # bytes that one number of a table takes while the table is lengthened
 
 
-def interpolate(table: Tensor, to: int) -> Tensor:
-    """Linear interpolation between the rows with fixed ends (as in ViT and BERT extensions); all other rows move."""
-    wide = table.T[None].to(torch.float64)
-    return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
+class Table(Positions):
+    """A table of `context` rows, which come after `unused` rows in the file (RoBERTa)."""
+
+    words = "learned positions"
+    methods = LEARNED
+    way: Literal["table"] = "table"
+    context: int
+    trained: int
+    unused: int = 0
+
+    @property
+    def limit(self) -> int:
+        return self.context
+
+    @property
+    def pads(self) -> bool:
+        return self.unused > 0
+
+    @property
+    def rows(self) -> int:
+        return self.unused + self.context
+
+    def reaching(self, length: int) -> "Table":
+        return self.model_copy(update={"context": max(self.context, length)})
+
+    def making(self, to: int, width: int) -> int:
+        return WIDE * to * width
+
+    def describe(self, layer: LayerSpec) -> str:
+        return f"learned table of {self.context:,} rows"
+
+    def candidates(
+        self, method: str, to: int, first: Positions, layer: LayerSpec, factors: Any = None
+    ) -> list[Candidate]:
+        most = self.context**2
+        if method == "hierarchical" and to > most:
+            raise ConfigError(
+                f"method 'hierarchical' makes at most {self.context:,} x {self.context:,} = {most:,} positions of "
+                f"a table of {self.context:,}, not {to:,}; take another method, or a smaller --to"
+            )
+        names = [name for name in LEARNED if name != "hierarchical" or to <= most]
+        names = names if method in ("auto", "all") else [method]
+        changes = {"context": to, "original": first.trained}
+        return [
+            Candidate(
+                name,
+                "",
+                changes,
+                partial(_longer, LEARNED[name], self.unused, to),
+                exact=0 if name == "interpolate" else self.context,  # all others keep the rows
+            )
+            for name in names
+        ]
+
+    def origin(self) -> "Table":
+        return self.model_copy(update={"trained": self.context})
 
 
-def tile(table: Tensor, to: int) -> Tensor:
-    """Repeat the table, so that distances inside a trained length look as before.
+def _longer(make: Callable[[Tensor, int], Tensor], unused: int, to: int, rows: Tensor) -> Tensor:
+    return torch.cat([rows[:unused], make(rows[unused:], to)])
 
-    Places that are a trained length apart get the same row. Source: Beltagy et al. 2020, "Longformer", section 5.
+
+def largest(numbers: Tensor) -> int:
+    """The largest of numbers that select rows of a table, so that those beyond it are refused.
+
+    An exported graph has no such number while it is traced: 0. Whatever runs the graph refuses rows beyond a table.
     """
-    return table.repeat(-(-to // len(table)), 1)[:to].clone()
-
-
-def hierarchical(table: Tensor, to: int) -> Tensor:
-    """As `tile`, but each block adds its number: with u_k = (p_k - a p_0) / (1 - a), row i n + j is a u_i + (1 - a)
-    u_j.
-
-    So the first n rows stay (Su 2020, "Hierarchical decomposition of position embeddings", kexue.fm/archives/7947,
-    where a = 0.4 too). It makes up to n^2 rows.
-    """
-    assert to <= len(table) ** 2, (to, len(table))
-    basis = (table - BLOCK_SHARE * table[:1]) / (1 - BLOCK_SHARE)
-    places = torch.arange(to, device=table.device)
-    return tile(table, to) + BLOCK_SHARE * (basis[places // len(table)] - basis[:1])
-
-
-def copy_last_row(table: Tensor, to: int) -> Tensor:
-    """Repeat the last row: a folk remedy, under which all new positions look the same."""
-    return torch.cat([table, table[-1:].expand(to - len(table), -1)])
-
-
-def extrapolate(table: Tensor, to: int) -> Tensor:
-    """Continue the table by the one rotation that best maps each of its rows to the next.
-
-    Trained tables are nearly such curves: like sinusoids, their rows rotate in many planes (Wang and Chen 2020, "What
-    do position embeddings learn?"). Let x be the rows minus their mean, in the directions that they span. The
-    orthogonal matrix T that brings x_i T nearest to x_i+1 comes from one singular value decomposition (Schoenemann
-    1966). The new rows are mean + x T^i, with x averaged over all rows. A new row is then about as similar to its
-    neighbours as trained rows are to theirs, and this similarity is what a model reads from them. A longer training
-    might have put the row elsewhere: a plane that does not rotate once within the table is not known well enough. Row 0
-    is left out of the fit, because it often marks the beginning of a text. If the rows follow no curve, they average
-    out: the new rows are then near the mean and carry little information.
-    """
-    rows = table[1:].to(torch.float64)
-    if len(rows) < 2:  # there is no step to learn from
-        return copy_last_row(table, to)
-    mean = rows.mean(0)
-    _, sizes, axes = torch.linalg.svd(rows - mean, full_matrices=False)
-    axes = axes[sizes > SMALLEST * sizes.max()]
-    x = (rows - mean) @ axes.T
-    left, _, right = torch.linalg.svd(x[:-1].T @ x[1:])
-    turn = left @ right
-    back = x[-1]
-    for row in x[:-1].flip(0):
-        back = row + back @ turn.T
-    curve = back[None] / len(x)
-    while len(curve) < to - 1:
-        curve, turn = torch.cat([curve, curve @ turn]), turn @ turn
-    return torch.cat([table, (mean + curve[len(x) : to - 1] @ axes).to(table.dtype)])
-
-
-LEARNED: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "extrapolate": extrapolate,
-    "interpolate": interpolate,
-    "tile": tile,
-    "hierarchical": hierarchical,
-    "copy-last-row": copy_last_row,
-}
+    return 0 if torch.compiler.is_exporting() else int(numbers.max())

@@ -11,7 +11,7 @@ from handscroll.base.spec import LayerSpec, Positions
 from handscroll.base.tables import resolve
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.candidate import Candidate
-from handscroll.nn.positions.stretch import METHODS, longrope_with, rotary_candidates
+from handscroll.nn.positions.lengthen_rotary import METHODS, longrope_with, rotary_candidates
 from handscroll.nn.rope import Rotation, rotation
 from handscroll.nn.scaling.base import Scaling, Tokens
 from handscroll.nn.scaling.table import OWN, SCALINGS, scaling_from

@@ -20,8 +20,8 @@ from handscroll.base.errors import CheckpointError, ConfigError, HandscrollError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import footprint
-from handscroll.generate.admission import identity_of
 from handscroll.generate.ask import Opening, differing
+from handscroll.generate.prepare import identity_of
 from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import Entry, Shelf, absent

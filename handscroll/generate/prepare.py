@@ -1,4 +1,4 @@
-"""Admits requests: turns the arguments of `LM` into a `Request`, and refuses what model or memory cannot hold."""
+"""Prepares requests: turns the arguments of `LM` into a `Request`, and refuses what model or memory cannot hold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ SMALL = (
 )
 
 
-def admit(
+def prepared(
     model: Model,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
