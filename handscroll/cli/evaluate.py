@@ -8,7 +8,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli import needles, views
 from handscroll.cli.exposure import exposure
 from handscroll.cli.harness import ANY, harness
-from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
+from handscroll.cli.options import FILES, LOADING, Loading, Model, numbers, with_loading
 from handscroll.cli.questions import tasks
 from handscroll.cli.records import Json, Report
 from handscroll.cli.records import keep as _keep
@@ -21,6 +21,7 @@ evaluations = typer.Typer(
 
 
 @evaluations.command()
+@with_loading
 def perplexity(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
@@ -29,27 +30,21 @@ def perplexity(
     reference: Annotated[int | None, typer.Option(help="Tokens of the sliding-window reference; 0 skips it.")] = None,
     block: Annotated[int | None, typer.Option(help="Positions per block of the curve.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
     """Measure the exact loss by position over windows of FILES, and that of a window of the trained length."""
     from handscroll.evaluate.perplexity import default_block, measure
     from handscroll.evaluate.samples import windows as cut
-    from handscroll.lm import load
 
     if reference and not 2 <= reference < length:
         raise ConfigError(
             f"--reference {reference}: the sliding window takes at least 2 tokens and fewer than --length {length}; 0 "
             "leaves it out"
         )
-    texts = list(reader(key, encoding, skip_pictures).read(files))
-    lm = load(model, device, dtype, adapter=adapter)
+    texts = list(loading.reader().read(files))
+    lm = loading.model(model)
     samples = cut(texts, lm.tokenizer, length, windows, seed)
     _report_unknown(lm.tokenizer, samples)
     window = min(lm.trained, length) if reference is None else reference
@@ -72,6 +67,7 @@ def perplexity(
 
 
 @evaluations.command()
+@with_loading
 def policies(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
@@ -81,22 +77,16 @@ def policies(
     windows: Annotated[int, typer.Option(help="Number of windows of the text.", min=1)] = 8,
     samples: Annotated[int, typer.Option(help="Needles at each depth; sums use five times as many.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
     """Compare freed bytes and losses of the cache policies on FILES with the exact cache."""
     from handscroll.evaluate.policies import PolicyGrid, policy_table
     from handscroll.evaluate.samples import windows as cut
-    from handscroll.lm import load
 
-    texts = list(reader(key, encoding, skip_pictures).read(files))
-    lm = load(model, device, dtype, adapter=adapter)
+    texts = list(loading.reader().read(files))
+    lm = loading.model(model)
     lm.model.spec.require("a cache policy", forward=True)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
     values["budgets"] = numbers(budgets, float, "--budgets")

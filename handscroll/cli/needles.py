@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
+from handscroll.cli.options import LOADING, Loading, Model, numbers, with_loading
 from handscroll.cli.records import Json, Report, keep
 from handscroll.cli.screen import bar, error_screen, screen, table
 
@@ -25,6 +25,7 @@ KeepIn = Annotated[
 ]
 
 
+@with_loading
 def needle(
     model: Model,
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, separated by commas.")],
@@ -37,12 +38,7 @@ def needle(
     text: Text = None,
     each: Annotated[bool, typer.Option("--each", help="Read every cell by itself: slower, the same cells.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     keep_in: KeepIn = None,
     json_out: Json = None,
     report: Report = None,
@@ -54,7 +50,7 @@ def needle(
     values |= {"samples": samples, "seed": seed, "needles": needles, "distractors": distractors}
     values |= {"haystacks": haystacks, "language": language, "alone": each}
     grid = NeedleGrid.parse(values, "evaluate needle")
-    lm, filler = _loaded(model, grid, text, reader(key, encoding, skip_pictures), (device, dtype, adapter))
+    lm, filler = _loaded(model, grid, text, loading)
     with bar("readings", None) as advance:
         record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done, total=total), keep_in)
     rows = [
@@ -71,6 +67,7 @@ def needle(
     keep([record], json_out, report)
 
 
+@with_loading
 def length(
     model: Model,
     lengths: Annotated[str, typer.Option(help="Prompt lengths to search among, separated by commas.")],
@@ -83,12 +80,7 @@ def length(
     language: Language = "en",
     text: Text = None,
     seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     keep_in: KeepIn = None,
     json_out: Json = None,
     report: Report = None,
@@ -103,7 +95,7 @@ def length(
     settings = LengthSearch.parse(values | {"seed": seed}, "evaluate length")
     form = {"lengths": found, "needles": needles, "distractors": distractors, "language": language}
     grid = NeedleGrid.parse(form, "evaluate length")
-    lm, filler = _loaded(model, grid, text, reader(key, encoding, skip_pictures), (device, dtype, adapter))
+    lm, filler = _loaded(model, grid, text, loading)
     with bar("rounds", None) as advance:
         done = 0
 
@@ -123,19 +115,16 @@ def length(
     keep([record], json_out, report)
 
 
-def _loaded(
-    model: str, grid: "NeedleGrid", text: list[str] | None, how: Any, where: tuple[str, str, Any]
-) -> "tuple[LM, list[int]]":
+def _loaded(model: str, grid: "NeedleGrid", text: list[str] | None, loading: Loading) -> "tuple[LM, list[int]]":
     """The model and the tokens of the haystack."""
     from handscroll.evaluate.haystack import haystack, largest
-    from handscroll.lm import load
 
     if grid.language != "en" and not text:
         raise ConfigError(f"--language {grid.language} needs a haystack in that language: give --text FILES")
+    how = loading.reader()
     if text:
         how.check(text)
-    device, dtype, adapter = where
-    lm = load(model, device, dtype, adapter=adapter)
+    lm = loading.model(model)
     longest = max(grid.lengths)
     most = largest(longest)
     filler = haystack(lm.tokenizer, text, longest, most + 1, how)

@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +38,10 @@ Key = Annotated[str, typer.Option(help="JSON key or table column that holds the 
 Encoding = Annotated[str, typer.Option(help="Encoding of text files, such as big5. [recognised]")]
 SkipPictures = Annotated[
     bool, typer.Option("--skip-pictures", help="Leave out pages of PDF files that are only pictures.")
+]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(help="Adapter folder (LoRA of PEFT's form) over the model; FOLDER=0.5 takes half of it; repeatable."),
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave out the settings that the checkpoint recommends (docs/generate.md).")
@@ -141,7 +148,38 @@ def numbers(text: str, kind: type, option: str) -> list[Any]:
         raise ConfigError(f"{option} {text!r}: expected numbers separated by commas, such as 512,1024") from None
 
 
-Adapter = Annotated[
-    list[str] | None,
-    typer.Option(help="Adapter folder (LoRA of PEFT's form) over the model; FOLDER=0.5 takes half of it; repeatable."),
-]
+@dataclass(frozen=True)
+class Loading:
+    """The options of a verb that measures a model on texts: how the model is loaded, and how the files are read."""
+
+    dtype: Dtype = "auto"
+    device: Device = "cpu"
+    adapter: Adapter = None
+    key: Key = ""
+    encoding: Encoding = ""
+    skip_pictures: SkipPictures = False
+
+    def model(self, name: str) -> "LM":
+        from handscroll.lm import load
+
+        return load(name, self.device, self.dtype, adapter=self.adapter)
+
+    def reader(self) -> "Reader":
+        return reader(self.key, self.encoding, self.skip_pictures)
+
+
+LOADING = Loading()  # the default of a verb's parameter
+
+
+def with_loading(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb for typer: in the place of its parameter `loading` stand the options of `Loading`."""
+    options = list(signature(Loading).parameters.values())
+    own = [(options if one.name == "loading" else [one]) for one in signature(verb).parameters.values()]
+
+    @wraps(verb)
+    def told(**given: Any) -> None:
+        loading = Loading(**{option.name: given.pop(option.name) for option in options})
+        verb(**given, loading=loading)
+
+    told.__signature__ = Signature([one for part in own for one in part])  # type: ignore[attr-defined]
+    return told

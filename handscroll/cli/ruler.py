@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, reader
+from handscroll.cli.options import LOADING, Loading, Model, with_loading
 from handscroll.cli.records import Json, Report, keep
 from handscroll.cli.screen import bar, error_screen, screen, table
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TASKS = "Names of tasks, separated by commas; ruler: the thirteen, beyond: the other five, all."
 
 
+@with_loading
 def ruler(
     model: Model,
     lengths: Annotated[str, typer.Option(help="Lengths in tokens with the answer, from 256 on, separated by commas.")],
@@ -32,12 +33,7 @@ def ruler(
     out: Annotated[Path | None, typer.Option(help="Folder that keeps each sample; a killed run goes on there.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it costs, and end.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all samples.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
@@ -45,15 +41,14 @@ def ruler(
     from handscroll.evaluate.ruler.bench import bench
     from handscroll.evaluate.ruler.exams import Setting
     from handscroll.evaluate.ruler.run import measure
-    from handscroll.lm import load
 
     values: dict[str, Any] = {"lengths": _numbers(lengths), "tasks": tasks.split(",")}
     values |= {"samples": samples, "seed": seed, "layout": layout}
     Setting.parse(values | {"template": template or "base"}, "evaluate ruler")  # refused before the model is loaded
-    how = reader(key, encoding, skip_pictures)
+    how = loading.reader()
     if text:
         how.check(text)
-    lm = load(model, device, dtype, adapter=adapter)
+    lm = loading.model(model)
     given = template or ("chat" if lm.tokenizer.settings.get("chat_template") else "base")
     setting = Setting.parse(values | {"template": given}, "evaluate ruler")
     made = bench(lm.tokenizer, language, text, qa, hops, how)

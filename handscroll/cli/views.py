@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
+from handscroll.cli.options import FILES, LOADING, Adapter, Device, Dtype, Loading, Model, numbers, with_loading
 from handscroll.cli.records import Json, Report, keep
 from handscroll.cli.screen import bar, screen, table
 
 
+@with_loading
 def views(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
@@ -28,12 +29,7 @@ def views(
         Path | None, typer.Option(help="Take the key tokens of this record (--json) of the same text.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of windows and of the other order.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
+    loading: Loading = LOADING,
     keep_in: Annotated[
         Path | None, typer.Option("--keep", help="Keep windows in this file; a stopped run resumes from it.")
     ] = None,
@@ -43,13 +39,12 @@ def views(
     """Show whether a model uses its context: key tokens, worth of far text, repeated text, each document."""
     from handscroll.evaluate.samples import windows as cut
     from handscroll.evaluate.views import ViewSettings, loss_views
-    from handscroll.lm import load
 
     values: dict[str, Any] = {"short": short or max(2, length // 8), "scored": scored or max(1, length // 8)}
     values["near"] = numbers(near, int, "--near") if near else _halves(length, values["scored"])
     settings = ViewSettings.parse(values | {"alpha": alpha, "beta": beta, "run": run, "seed": seed}, "evaluate views")
-    texts = list(reader(key, encoding, skip_pictures).read(files))
-    lm = load(model, device, dtype, adapter=adapter)
+    texts = list(loading.reader().read(files))
+    lm = loading.model(model)
     samples = cut(texts, lm.tokenizer, length, windows, seed)
     given = None if keys is None else _keys(keys, samples)
     with bar("windows", len(samples)) as advance:

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 from typer.testing import CliRunner
 
 import handscroll
 from handscroll.cli import main, screen
+from handscroll.cli.evaluate import evaluations
 from handscroll.cli.main import app
+from handscroll.cli.options import LOADING
 from tests.cli.material import run
 from tests.conftest import ROOT
 
@@ -85,6 +88,15 @@ def test_info(tiny_folder):
         "KV cache per token     384 bytes in float32",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("verb", ["perplexity", "policies", "needle", "length", "ruler", "views"])
+def test_what_measures_a_model_on_texts_loads_both_by_the_same_options(verb):
+    given = {param.name: param.default for param in get_group(evaluations).commands[verb].params}
+    names = list(given)
+    first = names.index("dtype")
+    assert "loading" not in names and names[first : first + 6] == list(vars(LOADING))
+    assert {name: given[name] for name in vars(LOADING)} == vars(LOADING)
 
 
 def test_train_refuses_resumes_and_overrides(tmp_path):
