@@ -5,21 +5,21 @@ order (Du et al. 2022, arXiv:2103.10360, 2.1 and 2.3). Each row depends only on 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import State, Stream
+from handscroll.data.stream import Numbered, State
 from handscroll.nn.blanks import SPAN
 from handscroll.text.blanks import BlankTokens
 
 LEAST = 8  # tokens of the shortest piece of text that is used
 
 
-class Blanks(Stream[Row]):
+class Blanks(Numbered[Row]):
     """Endless rows of `length` tokens, packed with pieces of documents and their blanked spans.
 
     Positions are pairs of places (`nn/blanks.py`). In a share `document` of the pieces one blank ([gMASK]) replaces
@@ -64,12 +64,6 @@ class Blanks(Stream[Row]):
     def identity(self) -> State:
         names = ("length", "seed", "share", "mean", "document", "longest")
         return {"stream": "blanks", **{name: getattr(self, name) for name in names}, "source": self.source.fingerprint}
-
-    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
-        number = position["next"] if position else 0
-        while True:
-            yield self.row(number), {"next": number + 1}
-            number += 1
 
     def row(self, number: int) -> Row:
         """Row `number`: pieces as long as another one fits, then padding."""

@@ -1,20 +1,18 @@
 """Pairs of texts for next-sentence prediction (Devlin et al. 2019, appendix A.2): does the second follow the first?"""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import LeftOut, State, Stream
+from handscroll.data.stream import LeftOut, Numbered, State
 from handscroll.text.tokenizer import Tokenizer
 
 PARTS = 64  # of a single document, at most
 SHORT = 0.1  # share of pairs that are shorter than their room, as in the paper
 
 
-class Pairs(Stream[Row]):
+class Pairs(Numbered[Row]):
     """Endless rows that hold `pairs` pairs [CLS] A [SEP] B [SEP], one segment each, of at most length // pairs tokens.
 
     A is a run of a document's tokens. As in the paper a "sentence" is any run of text and need not end at a full stop.
@@ -22,6 +20,8 @@ class Pairs(Stream[Row]):
     (label 1); of a single document (a book), another part counts as another document. The label stands at [CLS]. The
     second text and its [SEP] have kind 1. Row `n` depends only on (seed, n).
     """
+
+    key = "row"
 
     def __init__(self, source: TokenSource, tokenizer: Tokenizer, length: int, pairs: int = 1, seed: int = 0):
         """
@@ -60,12 +60,8 @@ class Pairs(Stream[Row]):
         settings = {name: getattr(self, name) for name in ("length", "pairs", "seed", "cls", "sep")}
         return {"stream": "pairs", **settings, "source": self.source.fingerprint}
 
-    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
-        number = position["row"] if position else 0
-        while True:
-            row = self._row(np.random.default_rng([self.seed, number]))
-            number += 1
-            yield row, {"row": number}
+    def row(self, number: int) -> Row:
+        return self._row(np.random.default_rng([self.seed, number]))
 
     def _row(self, draw: np.random.Generator) -> Row:
         tokens = np.zeros(self.length, dtype=np.int64)

@@ -8,14 +8,14 @@ determines it, so no capacity goes into guessing random symbols.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import State, Stream
+from handscroll.data.stream import Numbered, State
 from handscroll.text.tokenizer import Tokenizer
 
 # Keys for the evaluation (`evaluate/needle.py`); training never uses them.
@@ -39,22 +39,13 @@ FORMS = (
 )
 
 
-class _Drawn(Stream[Row]):
-    """Endless rows that depend only on (seed, number), so a state is just the number of the next row."""
+class _Drawn(Numbered[Row]):
+    """Endless rows that depend only on (seed, number)."""
 
     def __init__(self, length: int, seed: int):
         if length < 16 or seed < 0:
             raise ConfigError(f"length {length}, seed {seed}: need length >= 16 and seed >= 0")
         self.length, self.seed = length, seed
-
-    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
-        number = position["next"] if position else 0
-        while True:
-            yield self.row(number), {"next": number + 1}
-            number += 1
-
-    def row(self, number: int) -> Row:
-        raise NotImplementedError
 
     def _finish(self, tokens: Sequence[int], known: Sequence[bool]) -> Row:
         """A row from `length + 1` tokens; token t is a target if `known[t]`."""

@@ -11,7 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
 
@@ -84,6 +84,25 @@ class Stream(ABC, Generic[T]):
         mine = self.identity()
         for item, behind in self._items(position):
             yield item, {"of": mine, "at": behind}
+
+
+class Numbered(Stream[T]):
+    """Items that each depend on their number alone: a state is the number of the next one, under the name `key`."""
+
+    key: ClassVar[str] = "next"
+    count: int | None = None  # how many there are; None: they never end
+
+    @abstractmethod
+    def row(self, number: int) -> T:
+        """Item `number`."""
+
+    def at_most(self, wanted: int) -> int:
+        return wanted if self.count is None else min(wanted, self.count)
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        first = position[self.key] if position else 0
+        for number in itertools.count(first) if self.count is None else range(first, self.count):
+            yield self.row(number), {self.key: number + 1}
 
 
 class Listed(Stream[T]):

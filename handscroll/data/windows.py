@@ -9,10 +9,10 @@ import numpy as np
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import Piece, Row, join
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import State, Stream
+from handscroll.data.stream import Numbered, State, Stream
 
 
-class SlidingWindows(Stream[Row]):
+class SlidingWindows(Numbered[Row]):
     """One pass over every document, from its first token on, in windows of `length` tokens that start `stride` apart.
 
     With `stride == length` (the default) every token is in exactly one window. With a smaller stride windows overlap,
@@ -20,6 +20,8 @@ class SlidingWindows(Stream[Row]):
     It is padded (`tails="pad"`) or left out (`tails="drop"`; `left_out` counts the tokens). Windows of one document
     follow each other, so a recurrent state can be carried on; a row with `start == 0` begins a document.
     """
+
+    key = "row"
 
     def __init__(
         self, source: TokenSource, length: int, stride: int | None = None, tails: Literal["pad", "drop"] = "pad"
@@ -53,12 +55,10 @@ class SlidingWindows(Stream[Row]):
                 f"no document has {length} tokens (the longest has {source.lengths.max()}); "
                 "give longer documents, a shorter length, or tails='pad'"
             )
+        self.count = len(self)
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
-
-    def at_most(self, wanted: int) -> int:
-        return min(wanted, len(self))
 
     def identity(self) -> State:
         settings = {"length": self.length, "stride": self.stride, "tails": self.tails}
@@ -70,10 +70,6 @@ class SlidingWindows(Stream[Row]):
         start = int(number - self._firsts[document]) * self.stride
         size = min(self.length, int(self.source.lengths[document]) - start)
         return join([Piece(document, start, size)], [self.source[document]], self.length)
-
-    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
-        for number in range(position["row"] if position else 0, len(self)):
-            yield self.row(number), {"row": number + 1}
 
 
 class CyclicWindows(Stream[Row]):

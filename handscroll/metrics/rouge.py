@@ -7,27 +7,15 @@ gives 0 to a perfect copy, words are characters or those of jieba.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from handscroll.base.errors import ConfigError, DataError, nearest
-from handscroll.metrics.scores import Scores, mean
+from handscroll.metrics.scores import PrecisionRecall, Scores, mean
 from handscroll.metrics.sequences import places, subsequence
 from handscroll.metrics.texts import pairs, splitter
 
 Kind = Literal["1", "2", "l", "lsum"]
 _SENTENCES = {"en": re.compile(r"\n"), "zh": re.compile(r"\n|(?<=[。！？；])")}
-
-
-class Overlap(NamedTuple):
-    """Shares of the reference's units that were found, and of the prediction's that were wanted."""
-
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 def rouge(
@@ -58,8 +46,9 @@ def rouge(
     return mean([max(score(one, prediction).f1 for one in wanted) for wanted, prediction in examples])
 
 
-def overlap(kind: Kind, language: str = "en", words: str = "characters") -> Callable[[str, str], Overlap]:
-    """The function of (reference, prediction) that gives precision and recall of one pair.
+def overlap(kind: Kind, language: str = "en", words: str = "characters") -> Callable[[str, str], PrecisionRecall]:
+    """The function of (reference, prediction) that gives precision and recall of one pair: the shares of the
+    prediction's units that were wanted, and of the reference's that were found.
 
     Raises:
         ConfigError: an unknown kind, language or kind of words.
@@ -72,7 +61,7 @@ def overlap(kind: Kind, language: str = "en", words: str = "characters") -> Call
     if kind == "lsum":
         ends = _SENTENCES[language]
 
-        def score(reference: str, prediction: str) -> Overlap:
+        def score(reference: str, prediction: str) -> PrecisionRecall:
             wanted, given = ([cut(part) for part in ends.split(text) if part] for text in (reference, prediction))
             return _union(wanted, given)
 
@@ -80,16 +69,16 @@ def overlap(kind: Kind, language: str = "en", words: str = "characters") -> Call
     raise ConfigError(f"unknown kind of ROUGE '{kind}': {nearest(kind, get_args(Kind))}")
 
 
-def _runs(wanted: list[str], given: list[str], size: int) -> Overlap:
+def _runs(wanted: list[str], given: list[str], size: int) -> PrecisionRecall:
     one, other = (Counter(zip(*(words[at:] for at in range(size)), strict=False)) for words in (wanted, given))
     return _shares((one & other).total(), one.total(), other.total())
 
 
-def _longest(wanted: list[str], given: list[str]) -> Overlap:
+def _longest(wanted: list[str], given: list[str]) -> PrecisionRecall:
     return _shares(subsequence(wanted, given), len(wanted), len(given))
 
 
-def _union(wanted: list[list[str]], given: list[list[str]]) -> Overlap:
+def _union(wanted: list[list[str]], given: list[list[str]]) -> PrecisionRecall:
     """Hits of each wanted sentence in any given one; a word counts no more often than both texts have it."""
     left = Counter(word for sentence in wanted for word in sentence)
     right = Counter(word for sentence in given for word in sentence)
@@ -105,5 +94,5 @@ def _union(wanted: list[list[str]], given: list[list[str]]) -> Overlap:
     return _shares(hits, *sizes)
 
 
-def _shares(common: int, wanted: int, given: int) -> Overlap:
-    return Overlap(common / max(1, given), common / max(1, wanted))
+def _shares(common: int, wanted: int, given: int) -> PrecisionRecall:
+    return PrecisionRecall(common / max(1, given), common / max(1, wanted))

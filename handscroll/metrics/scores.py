@@ -10,7 +10,7 @@ if two systems were the same, it would not matter which of them gave which of th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +104,18 @@ class Comparison:
         change = f"{self.difference.value:+.3f} {self.difference.interval}"
         p = "no p: some exchanges have no value" if self.p is None else f"p = {self.p:.3f}"
         return f"{shown(self.first.value)} against {shown(self.second.value)}: {change}, {p}, n = {self.first.count:,}"
+
+
+class PrecisionRecall(NamedTuple):
+    """Of one prediction: how much of it was wanted, and how much of what was wanted is in it."""
+
+    precision: float
+    recall: float
+
+    @property
+    def f1(self) -> float:
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 def mean(each: Sequence[float] | np.ndarray, share: bool = True) -> Scores:

@@ -5,26 +5,13 @@ tiles, so memory is linear in the texts, which may be of any length.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from handscroll.base.errors import DataError
-from handscroll.metrics.scores import Scores, mean, paired
+from handscroll.metrics.scores import PrecisionRecall, Scores, mean, paired
 
 _TILE = 1024  # tokens of each text
-
-
-class Similarity(NamedTuple):
-    """Mean similarity of the prediction's tokens to their best match in the reference, and the other way round."""
-
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 def embedding_score(references: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> Scores:
@@ -42,8 +29,9 @@ def similarity(
     prediction: np.ndarray,
     reference_weights: np.ndarray | None = None,
     prediction_weights: np.ndarray | None = None,
-) -> Similarity:
-    """Precision and recall by greedy matching of vectors (R, D) and (P, D), which need not be normalised.
+) -> PrecisionRecall:
+    """Precision and recall by greedy matching of vectors (R, D) and (P, D), which need not be normalised: the mean
+    similarity of the prediction's tokens to their best match in the reference, and the other way round.
 
     Weights (R,), (P,) say how much each token counts (inverse document frequencies in the paper), by default equally.
     An empty prediction scores 0. Values are cosines, not rescaled by a baseline.
@@ -57,7 +45,7 @@ def similarity(
     if not len(one):
         raise DataError("the reference has no token; leave the example out")
     if not len(other):
-        return Similarity(0.0, 0.0)
+        return PrecisionRecall(0.0, 0.0)
     if one.shape[1] != other.shape[1]:
         raise DataError(f"vectors of {one.shape[1]} and {other.shape[1]} numbers; take both from one encoder")
     best, found = np.full(len(one), -np.inf), np.full(len(other), -np.inf)
@@ -66,7 +54,7 @@ def similarity(
             tile = one[top : top + _TILE] @ other[left : left + _TILE].T
             np.maximum(best[top : top + _TILE], tile.max(axis=1), out=best[top : top + _TILE])
             np.maximum(found[left : left + _TILE], tile.max(axis=0), out=found[left : left + _TILE])
-    return Similarity(float(second @ found), float(first @ best))
+    return PrecisionRecall(float(second @ found), float(first @ best))
 
 
 def _directions(vectors: np.ndarray, what: str) -> np.ndarray:

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.data.blanks import Blanks
 from handscroll.data.pack import Packed
+from handscroll.data.pairs import Pairs
+from handscroll.data.recall import Copies, Facts
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Mixture, Repeat, Take
 from handscroll.data.windows import CyclicWindows, SlidingWindows
@@ -51,6 +54,17 @@ def test_resume_continues_with_exactly_the_next_item(name):
         rest = [seen(item) for item, _ in stream.resume(state)]
         assert rest == [item for item, _ in whole[cut:]], cut
     assert [seen(item) for item, _ in stream.resume(None)] == [item for item, _ in whole]
+
+
+def test_states_of_older_runs_are_read():
+    """What the number of the next row is called in states that lie on disks."""
+    assert (SlidingWindows.key, Pairs.key, Blanks.key, Copies.key, Facts.key) == ("row", "row", "next", "next", "next")
+    rows, copies = SlidingWindows(A, 8), Copies(A, vocab=64, length=16, seed=0)
+    item, state = next(rows.resume({"of": rows.identity(), "at": {"row": 3}}))
+    assert seen(item) == seen(rows.row(3)) and state["at"] == {"row": 4}
+    item, state = next(copies.resume({"of": copies.identity(), "at": {"next": 5}}))
+    assert seen(item) == seen(copies.row(5)) and state["at"] == {"next": 6}
+    assert rows.at_most(100) == len(rows) < 100 and copies.at_most(100) == 100
 
 
 @pytest.mark.parametrize("name", STREAMS)
