@@ -15,6 +15,7 @@ from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
+from handscroll.cache.table import DEFAULT
 from handscroll.generate import blanks, score
 from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
@@ -27,15 +28,7 @@ from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.engine.engine import Engine, EngineSettings
 from handscroll.generate.likelihood import Likelihood, loglikelihood, split_pair
 from handscroll.generate.prefill import CHUNK
-from handscroll.generate.prepare import (
-    afford_demand,
-    afford_engine,
-    begun,
-    choose_cache,
-    identity_of,
-    prepared,
-    settled,
-)
+from handscroll.generate.prepare import afford_demand, afford_engine, begun, choose_cache, identity_of, prepare, settled
 from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
@@ -172,8 +165,8 @@ class LM:
     def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> str:
         """The text with which the model continues `prompt`.
 
-        An encoder-decoder reads `prompt` as its source and writes a new text; it refuses `store`, `draft` and caches
-        other than "full". `generate/settings.py` explains the `settings`.
+        An encoder-decoder reads `prompt` as its source and writes a new text; it refuses `store`, `draft` and
+        approximate caches. `generate/settings.py` explains the `settings`.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context or the memory, or no cache within the budget is close
@@ -183,7 +176,7 @@ class LM:
 
     def stream(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Iterator[str]:
         """Like `generate`, but yields the text piece by piece; impossible requests are refused at the call."""
-        request = prepared(self.model, self.tokenizer, prompt, self._settled(settings))
+        request = prepare(self.model, self.tokenizer, prompt, self._settled(settings))
         return streamed(self.model, self.tokenizer, request)
 
     def continuations(
@@ -199,7 +192,7 @@ class LM:
         `logprobs` is the number of likeliest tokens to report at each place (0: only the chosen token). The rest is as
         in `generate`.
         """
-        request = prepared(self.model, self.tokenizer, prompt, self._settled(settings), samples, logprobs)
+        request = prepare(self.model, self.tokenizer, prompt, self._settled(settings), samples, logprobs)
         return continuations(self.model, self.tokenizer, request)
 
     def beams(
@@ -337,7 +330,7 @@ class LM:
         name: str = "",
         room: int = ROOM,
         beyond: bool = False,
-        policy: str | Choice = "full",
+        policy: str | Choice = DEFAULT,
         on_read: Callable[[int, int], None] | None = None,
     ) -> Reading:
         """Read a text once and save the reading, from which `ask` and `generate(store=...)` continue.
@@ -384,7 +377,7 @@ class LM:
             )
         return DraftModel(other.model)
 
-    def identity(self, length: int, policy: str = "full") -> Identity:
+    def identity(self, length: int, policy: str = DEFAULT) -> Identity:
         """The identity that a reading made in a request of `length` tokens belongs to."""
         return identity_of(self.model, self.tokenizer, length, policy)
 

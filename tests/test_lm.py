@@ -14,7 +14,7 @@ from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, 
 from handscroll.cache.reading.store import Store
 from handscroll.generate.budget import Demand
 from handscroll.generate.draft import Lookup
-from handscroll.generate.prepare import prepared
+from handscroll.generate.prepare import prepare
 from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
 from tests.naming import naming
@@ -256,9 +256,9 @@ def test_the_cache_of_a_draft_model_is_counted(lm, monkeypatch):
     how = {"max_tokens": 40_000, "beyond": True}
     need = Demand(ids, 40_000).bytes("full", lm.model, 1024)
     monkeypatch.setattr("handscroll.generate.prepare.spare", lambda _: (int(1.8 * need), 10**9))
-    assert prepared(lm.model, lm.tokenizer, ids, {**how, "draft": Lookup()})
+    assert prepare(lm.model, lm.tokenizer, ids, {**how, "draft": Lookup()})
     with pytest.raises(CapacityError, match=naming("36 MB", "32 MB", "26 MB")):
-        prepared(lm.model, lm.tokenizer, ids, {**how, "draft": lm.draft(lm)})
+        prepare(lm.model, lm.tokenizer, ids, {**how, "draft": lm.draft(lm)})
 
 
 def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(lm, monkeypatch, tmp_path):

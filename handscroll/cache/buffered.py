@@ -19,10 +19,9 @@ from handscroll.nn.span import Span
 class Buffered(Cache):
     """A cache that keeps all layers in its `form`, with one buffer per column.
 
-    It can be cut back, shared by branches, saved, and filled by a compiled pass.
+    It can be cut back, shared by branches, and filled by a compiled pass; a subclass says whether it is saved.
     """
 
-    saved: ClassVar[bool] = True
     rewinds: ClassVar[bool] = True
     fillable: ClassVar[bool] = True
 

@@ -203,7 +203,9 @@ class Cache(Keeper):
 
         This cache must not be written while a branch is in use.
         """
-        raise ConfigError(f"a cache of policy '{self.policy}' cannot be shared: use 'full' or 'int8'")
+        raise ConfigError(
+            f"a cache of policy '{self.policy}' cannot be shared: take a policy that `rewinds`, such as the default one"
+        )
 
     @cached_property
     def full(self) -> tuple[int, ...]:

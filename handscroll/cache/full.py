@@ -12,4 +12,5 @@ class FullCache(Buffered):
 
     policy: ClassVar[str] = "full"
     exact: ClassVar[bool] = True
+    saved: ClassVar[bool] = True
     recordable: ClassVar[bool] = True

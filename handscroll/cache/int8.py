@@ -19,5 +19,6 @@ class Int8Cache(Buffered):
     """A full cache in int8."""
 
     policy: ClassVar[str] = "int8"
+    saved: ClassVar[bool] = True
     rounds: ClassVar[bool] = True
     form: ClassVar[Form] = INT8

@@ -35,6 +35,7 @@ KINDS: tuple[type[Cache], ...] = (
     TovaCache,
 )
 POLICIES: dict[str, type[Cache]] = {kind.policy: kind for kind in KINDS}
+DEFAULT = FullCache.policy  # the cache where none is named, with which the others are compared
 BLOCK = 64  # tokens: the smallest budget that a user may ask for
 
 
@@ -69,6 +70,11 @@ def cache_of(policy: str) -> Callable[..., Cache]:
     return partial(kind, **options) if options else kind
 
 
+def listed(*attributes: str) -> str:
+    """The policies that have all of these attributes, as a message names them: "'full' or 'int8'"."""
+    return " or ".join(f"'{name}'" for name, kind in POLICIES.items() if all(getattr(kind, one) for one in attributes))
+
+
 def footprint(policy: str, config: Any, itemsize: int, device: str = "cpu") -> Footprint:
     """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype, and `device` says
     whether it is on a "cpu" or on "cuda".
@@ -77,7 +83,7 @@ def footprint(policy: str, config: Any, itemsize: int, device: str = "cpu") -> F
         ConfigError: as `cache_of`; or the model keeps a state instead of keys.
     """
     if config.spec.recurrent:
-        if policy != FullCache.policy:
+        if policy != DEFAULT:
             raise ConfigError(
                 f"family '{config.family}' keeps a state of constant size: no cache policy applies to it; leave "
                 f"'{policy}' out"

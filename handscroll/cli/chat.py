@@ -109,6 +109,7 @@ def _session(
     from datetime import datetime
 
     from handscroll.cache.reading.store import Store
+    from handscroll.cache.table import kind_of
     from handscroll.cli.session import Session, note
     from handscroll.generate.ask import named
     from handscroll.text.encodings import decode
@@ -121,9 +122,9 @@ def _session(
     text = ""
     if store is not None:
         about, _ = named(lm.model, lm.tokenizer, store, reading)
-        if about.identity.policy != "full":
+        if not kind_of(about.identity.policy).exact:
             raise ConfigError(
-                f"'{reading}' is kept in {about.identity.policy}, which is approximate; a chat goes on from exact "
+                f"'{reading}' is kept in '{about.identity.policy}', which is approximate; a chat goes on from exact "
                 "readings only: ask about it with handscroll ask, or read it again without --cache"
             )
         document = store.document(reading)

@@ -74,6 +74,7 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="Add log-probabilities to --json, and the N likeliest.")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
+    from handscroll.cache.table import DEFAULT
     from handscroll.generate.budget import GUARD
     from handscroll.lm import load
 
@@ -100,7 +101,7 @@ def generate(
     settings: Settings = {
         **sampling,
         "beyond": beyond,
-        "policy": cache or "full",
+        "policy": cache or DEFAULT,
         "ends": ends,
         "constraint": _constraint(lm, json_schema, regex, choice),
         "draft": drafts,
@@ -132,7 +133,7 @@ def generate(
         about = {"model": model, "prompt_tokens": len(asked)}
         drawn = lm.sampling(**sampling).model_dump(exclude={"ignore_eos"})
         about["settings"] = (search if beams else drawn) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
-        kept = _kept(cache or "full", taken, reports)
+        kept = _kept(cache or DEFAULT, taken, reports)
         typer.echo(json.dumps(about | kept | _record(lm, found, drafts), ensure_ascii=False))
         return
     _write(found, samples, settings["constraint"], cut)
@@ -175,23 +176,22 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
     """Print the approximate settings on standard error."""
-    say_cache(cache or "full", f"--cache {cache}")
+    if cache:
+        say_cache(cache, f"--cache {cache}")
     say_weights(weights)
     if choice is not None and choice.loss is not None:
         error_screen().print(f"approximate: --kv-budget: {choice.report()}")
 
 
 def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str, Any]:
-    """The entry of --json for a cache other than the full one."""
-    from handscroll.cache.table import kind_of
+    """The entry of --json for a cache other than the default."""
+    from handscroll.cache.table import DEFAULT, kind_of
 
     if choice is not None:
         return {"cache": choice.record() | {"report": " ".join(reports)}}
-    return (
-        {}
-        if policy == "full"
-        else {"cache": {"policy": policy, "exact": kind_of(policy).exact, "report": " ".join(reports)}}
-    )
+    if policy == DEFAULT:
+        return {}
+    return {"cache": {"policy": policy, "exact": kind_of(policy).exact, "report": " ".join(reports)}}
 
 
 def _write(

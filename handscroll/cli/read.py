@@ -73,6 +73,7 @@ def read(
     import torch
 
     from handscroll.cache.reading.store import Store
+    from handscroll.cache.table import DEFAULT
     from handscroll.generate.budget import GUARD, Choice
     from handscroll.generate.prepare import choose_reading
     from handscroll.lm import load
@@ -87,8 +88,8 @@ def read(
     ids = lm.encode(text) if begun is None else begun.ids
     kept = Store(store, owner, int(limit * 1e9))
     say_weights(weights)
-    policy: str | Choice = cache or "full"
-    say_cache(cache or "full", f"--cache {cache}")
+    policy: str | Choice = cache or DEFAULT
+    say_cache(policy, f"--cache {cache}")
     if kv_budget:
         guard = GUARD if kv_guard is None else kv_guard
         policy = choose_reading(lm.model, lm.tokenizer, ids, room, kv_budget, guard)

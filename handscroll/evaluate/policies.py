@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint
+from handscroll.cache.table import BLOCK, DEFAULT, POLICIES, cache_of, footprint
 from handscroll.evaluate.certificate import certify, together
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.samples import Sample, fingerprint
@@ -94,12 +94,12 @@ def policy_table(
     full, reference = sizes[0], answers(lm.model, lm.tokenizer, given, Way())
     targets = list(windows[:, None, first:])
     table: list[dict[str, Any]] = []
-    for number, (policy, share) in enumerate([("full", 1.0), *rows]):
+    for number, (policy, share) in enumerate([(DEFAULT, 1.0), *rows]):
         if progress is not None:
             progress(number, len(rows))
         way = Way(cache_of(policy))
         if share is None:
-            promised = [footprint(name, config, lm.model.cache_dtype.itemsize) for name in (policy, "full")]
+            promised = [footprint(name, config, lm.model.cache_dtype.itemsize) for name in (policy, DEFAULT)]
             share = promised[0].held(grid.length - 1) / promised[1].held(grid.length - 1)
         far = distance(exact, read(way) if table else iter(exact), targets)
         freed = 1 - sizes[0] / full

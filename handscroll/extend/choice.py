@@ -10,6 +10,7 @@ import torch
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import ModelSpec, Positions
+from handscroll.cache.table import DEFAULT
 from handscroll.evaluate.needle import planned_tokens
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Goal, Outcome, Text, bake_off
@@ -229,7 +230,7 @@ class Chooser:
         model = self.lm.model
         if self.on_plan is None or model.spec.encoder or model.spec.recurrent:
             return
-        workload = Demand(range(plan.target), 1).workload("full", model).changed(**weights_of(model))
+        workload = Demand(range(plan.target), 1).workload(DEFAULT, model).changed(**weights_of(model))
         machine = this_machine(threads=torch.get_num_threads())
         seconds = plan.seconds(workload, GPU if model.device.type == "cuda" else machine.calibration)
         if seconds > MINUTE:

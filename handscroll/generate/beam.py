@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.cache import Cache
+from handscroll.cache.table import kind_of, listed
 from handscroll.generate.decode import read_prompt
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
@@ -69,8 +70,8 @@ def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> li
     for every beam, and twice while beams change places.
 
     Raises:
-        ConfigError: the request asks for sampling, a constraint, a draft, an approximate cache or log-probabilities;
-            beam search has none of them. CapacityError, DataError: as `decode`.
+        ConfigError: the request asks for sampling, a constraint, a draft or log-probabilities, which beam search does
+            not have, or for a cache that is approximate or cannot be shared. CapacityError, DataError: as `decode`.
     """
     _only_likelihood(request)
     if request.samples > settings.beams:
@@ -148,7 +149,6 @@ def _only_likelihood(request: Request) -> None:
         "a constraint": request.constraint is not None,
         "a bias": bool(request.bias),
         "a draft": request.draft is not None,
-        f"the cache '{request.policy}'": request.policy != "full",
         "log-probabilities": request.logprobs is not None,
         "a report of the cache": request.on_report is not None,
         "on_finish": request.on_finish is not None,
@@ -156,3 +156,10 @@ def _only_likelihood(request: Request) -> None:
     given += [what for what, asked in others.items() if asked]
     if given:
         raise ConfigError(f"beam search looks for the likeliest text and goes without {', '.join(given)}")
+    kind = kind_of(request.policy)
+    if not (kind.exact and kind.rewinds):
+        why = "cannot be shared" if kind.exact else "is approximate"
+        raise ConfigError(
+            f"beam search looks for the likeliest text in an exact cache that all beams share "
+            f"({listed('exact', 'rewinds')}), and '{request.policy}' {why}: leave it out"
+        )

@@ -28,8 +28,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Footprint, Workload
 from handscroll.cache.cache import Cache
-from handscroll.cache.full import FullCache
-from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint, kind_of
+from handscroll.cache.table import BLOCK, DEFAULT, POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.decode import decode
 from handscroll.generate.divergence import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.generate.prefill import CHUNK
@@ -115,7 +114,7 @@ class Demand(NamedTuple):
 
     def others(self, policy: str) -> list[str]:
         """Other policies without a budget that suit this request, exact ones first."""
-        kinds = [kind for kind in POLICIES.values() if (kind.exact or kind.rounds) and kind is not FullCache]
+        kinds = [kind for kind in POLICIES.values() if (kind.exact or kind.rounds) and kind.policy != DEFAULT]
         fitting = [kind.policy for kind in sorted(kinds, key=lambda kind: not kind.exact) if self.suits(kind)]
         return [name for name in fitting if name != policy]
 
@@ -211,16 +210,16 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
         CapacityError: nothing fits, or nothing that fits is within the guard; it says what would be.
     """
     check_guard(guard, budget)
-    full = demand.bytes("full", model, CHUNK)
+    full = demand.bytes(DEFAULT, model, CHUNK)
     allowed = size_of(budget, full)
-    block = footprint("full", model.config, model.cache_dtype.itemsize).held(BLOCK)
+    block = footprint(DEFAULT, model.config, model.cache_dtype.itemsize).held(BLOCK)
     if allowed < block:
         raise ConfigError(
             f"a budget of {size_text(allowed)} for keys and values is below one block of {BLOCK} tokens, which takes "
             f"{size_text(block)} in this model; the whole request takes {size_text(full)}"
         )
     if full <= allowed:
-        return Choice("full", CHUNK, full, full, allowed)
+        return Choice(DEFAULT, CHUNK, full, full, allowed)
     suited = candidates(model, demand, allowed)
     likely = [one for one in suited if kind_of(one.policy).rounds or guard > GUARD]
     guarded = Guard(model, tokenizer, demand, allowed / full, 1 + len(likely or suited))
@@ -369,7 +368,7 @@ def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Can
 def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]) -> str:
     """The refusal: what came, what was measured, and what would pass (a larger budget, another guard, a disk)."""
     model, demand = guarded.model, guarded.demand
-    full = demand.bytes("full", model, CHUNK)
+    full = demand.bytes(DEFAULT, model, CHUNK)
     said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes, "
     if tried:
         best, loss = min(tried, key=lambda pair: pair[1].kl)
@@ -382,7 +381,7 @@ def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[C
     else:
         said += "there is room for no other cache that suits it. Either "
     passing = _passing(guarded, allowed, guard, tried)
-    needed, which = (full, "full") if passing is None else (passing.nbytes, passing.policy)
+    needed, which = (full, DEFAULT) if passing is None else (passing.nbytes, passing.policy)
     said += f"give {size_text(needed)} (--kv-budget {needed}: {which})"
     if demand.samples == 1 and not (demand.rewinds or demand.grows or demand.saved):
         said += ", or keep all of it on disk, exactly (--cache offload)"
@@ -397,7 +396,7 @@ def _passing(
     Rounding, and the evicting policy that was nearest, at half and three quarters of the full cache.
     """
     model, demand = guarded.model, guarded.demand
-    full, known = demand.bytes("full", model, CHUNK), {one.policy for one, _ in tried}
+    full, known = demand.bytes(DEFAULT, model, CHUNK), {one.policy for one, _ in tried}
     suited = candidates(model, demand, full)
     nearest = [one.policy.partition(":")[0] for one, _ in sorted(tried, key=lambda pair: pair[1].kl)]
     name = next((name for name in nearest if POLICIES[name].evicts), "h2o")

@@ -7,6 +7,7 @@ from operator import index
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.table import DEFAULT
 from handscroll.generate.request import Request
 from handscroll.generate.source import check_source, only_whole
 from handscroll.models.model import Model
@@ -23,7 +24,7 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
         ConfigError: the model is an encoder, or lacks a capability that the request needs.
     """
     request = replace(request, prompt=started(model, number, request.prompt))
-    if model.spec.recurrent and (request.policy != "full" or request.draft is not None or request.reading is not None):
+    if model.spec.recurrent and (request.policy != DEFAULT or request.draft is not None or request.reading is not None):
         raise ConfigError(
             f"family '{model.config.family}' keeps a state of constant size: no cache policy, draft or saved reading "
             "applies to it; leave them out"

@@ -15,7 +15,7 @@ from handscroll.base.errors import CapacityError, DataError
 from handscroll.base.workload import Footprint
 from handscroll.cache.cache import Cache
 from handscroll.cache.reading.reading import Reading
-from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
+from handscroll.cache.table import BLOCK, DEFAULT, cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, check_guard, choose, size_of
 from handscroll.generate.check import check_tokens
 from handscroll.generate.chooser import Chooser, NewToken, next_tokens
@@ -133,7 +133,7 @@ class Conversation:
         choice = self._within(total, ids)
         past = self._kept(ids) if choice is self.choice else 0
         if self.afford is not None:
-            policy, chunk = ("full", CHUNK) if choice is None else (choice.policy, choice.chunk)
+            policy, chunk = (DEFAULT, CHUNK) if choice is None else (choice.policy, choice.chunk)
             freed = 0 if past or self._cache is None else self._cache.nbytes
             self.afford(Demand(ids, new, grows=True, past=past), policy, chunk, freed)
         if choice is not None and choice is not self.choice:
@@ -157,7 +157,7 @@ class Conversation:
             return 0
         shared = shared_beginning(self.ids[: self._cache.length], ids[:-1])
         whole = shared == self._cache.length
-        able = kind_of("full" if self.choice is None else self.choice.policy).rewinds and not self.model.spec.recurrent
+        able = kind_of(DEFAULT if self.choice is None else self.choice.policy).rewinds and not self.model.spec.recurrent
         return shared if whole or (able and shared >= self._cache.least) else 0
 
     def _cut_back(self, ids: list[int]) -> None:
@@ -214,7 +214,7 @@ class Conversation:
     @property
     def _full(self) -> Footprint:
         """The footprint of the full cache."""
-        return footprint("full", self.model.config, self.model.cache_dtype.itemsize)
+        return footprint(DEFAULT, self.model.config, self.model.cache_dtype.itemsize)
 
     def _forward(self, token: int, cache: Cache) -> Tensor:
         marks = Marks.run(cache.length, 1)

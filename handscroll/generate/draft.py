@@ -9,7 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.cache import REWIND
-from handscroll.cache.table import footprint
+from handscroll.cache.table import DEFAULT, footprint
 from handscroll.generate.prefill import prefill
 from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
@@ -127,7 +127,7 @@ class DraftModel:
 
     def nbytes(self, total: int) -> int:
         """Those of its own full cache."""
-        return footprint("full", self.model.config, self.model.cache_dtype.itemsize).held(total)
+        return footprint(DEFAULT, self.model.config, self.model.cache_dtype.itemsize).held(total)
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Check vocabulary and context.

@@ -8,7 +8,7 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
+from handscroll.cache.table import DEFAULT, cache_of, footprint, kind_of, listed
 from handscroll.generate.budget import GUARD, Choice, Demand, check_guard, choose, size_of, size_text
 from handscroll.generate.check import check_length, started
 from handscroll.generate.engine.engine import EngineSettings, workload
@@ -26,7 +26,7 @@ SMALL = (
 )
 
 
-def prepared(
+def prepare(
     model: Model,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
@@ -64,7 +64,7 @@ def settled(
         bias=settings.get("bias"),
         draft=settings.get("draft"),
         beyond=settings.get("beyond", False),
-        policy=settings.get("policy", "full"),
+        policy=settings.get("policy", DEFAULT),
         ends=None if ends is None else frozenset(ends),
         on_report=settings.get("on_report"),
         on_finish=settings.get("on_finish"),
@@ -72,7 +72,7 @@ def settled(
     store = settings.get("store")
     check_guard(settings.get("kv_guard", GUARD), settings.get("kv_budget"))
     if (budget := settings.get("kv_budget")) is not None:
-        if request.policy != "full" or store is not None:
+        if request.policy != DEFAULT or store is not None:
             other = "saved readings lie in their files" if store is not None else f"the policy is '{request.policy}'"
             raise ConfigError(f"kv_budget chooses how the cache is kept, but {other}: leave out one of the two")
         request = _within(model, tokenizer, request, budget, settings.get("kv_guard", GUARD))
@@ -115,7 +115,7 @@ def choose_reading(
 
 def context_bytes(model: Model, budget: str | int) -> int:
     """Bytes of a size such as "2GiB"; a share such as "50%" is one of the full cache of the whole context."""
-    full = footprint("full", model.config, model.cache_dtype.itemsize)
+    full = footprint(DEFAULT, model.config, model.cache_dtype.itemsize)
     return size_of(budget, full.held(model.config.context))
 
 
@@ -127,7 +127,7 @@ def keep_within(model: Model, name: str, request: Request, budget: str | int) ->
     """
     demand = Demand.of(request)
     chunk = prefill_chunk(model.device)
-    need, full = demand.bytes(request.policy, model, chunk), demand.bytes("full", model, chunk)
+    need, full = demand.bytes(request.policy, model, chunk), demand.bytes(DEFAULT, model, chunk)
     allowed = size_of(budget, full)
     if need > allowed:
         raise CapacityError(
@@ -139,10 +139,9 @@ def keep_within(model: Model, name: str, request: Request, budget: str | int) ->
 def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:
     """The request with the saved beginning of its prompt, if the store has one."""
     if not kind_of(request.policy).saved:
-        kept = " or ".join(f"'{name}'" for name, kind in POLICIES.items() if kind.saved)
         raise ConfigError(
-            f"saved readings are kept in {kept}, so the store has none for '{request.policy}': generate without the "
-            "store, or in one of these"
+            f"saved readings are kept in {listed('saved')}, so the store has none for '{request.policy}': generate "
+            "without the store, or in one of these"
         )
     model.spec.require("a saved reading", one_text=True, keys=True)
     ids = request.prompt
@@ -175,7 +174,7 @@ def afford_demand(
     free, disk = spare(model.device)
     free += freed
     grows = demand.prompt and not model.spec.recurrent  # a recurrent state has a constant size
-    largest = max(demand.bytes(name, model, chunk) for name in ("full", policy)) + demand.beside if grows else 0
+    largest = max(demand.bytes(name, model, chunk) for name in (DEFAULT, policy)) + demand.beside if grows else 0
     if largest * SMALL > free:
         known = {f"--cache {name}": demand.workload(name, model) for name in others}
         afford(demand.workload(policy, model, chunk), free, disk, known)
@@ -192,10 +191,10 @@ def afford_engine(model: Model, memory: int, settings: EngineSettings) -> None:
     afford_pool(workload(model, memory, settings), memory, spare(model.device)[0])
 
 
-def identity_of(model: Model, tokenizer: Tokenizer, length: int, policy: str = "full") -> Identity:
-    """The identity of a text that is read in a request of `length` tokens."""
+def identity_of(model: Model, tokenizer: Tokenizer, length: int, policy: str = DEFAULT) -> Identity:
+    """The identity of a text that is read in a request of `length` tokens; all exact policies give the same."""
     cache_of(policy)  # refuses an unknown one
-    return identity(model, tokenizer.fingerprint, length, policy)
+    return identity(model, tokenizer.fingerprint, length, DEFAULT if kind_of(policy).exact else policy)
 
 
 def _within(model: Model, tokenizer: Tokenizer, request: Request, budget: str | int | Choice, guard: float) -> Request:

@@ -15,7 +15,7 @@ from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.names import Origin, check_name
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
+from handscroll.cache.table import DEFAULT, POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.budget import Demand
 from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill_chunk
 from handscroll.generate.prepare import afford_demand, identity_of
@@ -52,7 +52,7 @@ class ToRead:
     name: str = ""
     room: int = ROOM
     beyond: bool = False
-    policy: str = "full"
+    policy: str = DEFAULT
     on_read: Callable[[int, int], None] | None = None
     adapters: tuple[str, ...] = ()
     document: Document | None = None
@@ -143,16 +143,16 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
     first = 0 if before is None else before.length
     if before is not None and first >= len(ids):
         return before.number
-    store.afford(footprint(about.policy, model.config, model.cache_dtype.itemsize).held(len(ids) - first))
+    store.afford(footprint(text.policy, model.config, model.cache_dtype.itemsize).held(len(ids) - first))
     length, most = model.spec.declared(len(ids) + text.room), STRETCH * max(window or 0 for window in model.windows)
     begin = max(first, len(ids) - most) if most else first  # of models with windows only a stretch is in memory
     demand = Demand(ids.tolist(), 0, past=begin, saved=True, filed=True)
-    afford_demand(model, demand, about.policy, text.chunk, demand.others(about.policy))
+    afford_demand(model, demand, text.policy, text.chunk, demand.others(text.policy))
     number = ""
     for begin in range(first, len(ids), most or len(ids)):
         end = min(begin + most, len(ids)) if most else len(ids)
         past = {} if before is None else before.past(model.device)
-        cache = model.new_cache(end - begin, cache_of(about.policy), **past)
+        cache = model.new_cache(end - begin, cache_of(text.policy), **past)
         assert isinstance(cache, Buffered), "saved policies keep their tensors in buffers"
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
         grown = Growing(store, about, cache, before, text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Reading
-from handscroll.cache.table import cache_of, kind_of
+from handscroll.cache.table import DEFAULT, cache_of, kind_of, listed
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Drafts
 from handscroll.generate.sample import Sampling
@@ -57,7 +57,7 @@ class Request:
     bias: Mapping[int, float] | None = None
     draft: Drafts | None = None
     beyond: bool = False
-    policy: str = "full"
+    policy: str = DEFAULT
     chunk: int | None = None
     reading: Reading | None = None
     ends: frozenset[int] | None = None
@@ -72,7 +72,8 @@ class Request:
         cache_of(self.policy)  # refuses an unknown one
         if (self.samples > 1 or self.draft is not None) and not kind_of(self.policy).rewinds:
             raise ConfigError(
-                f"several samples and drafts need a cache that can be shared and cut back: not '{self.policy}'"
+                f"several samples and drafts need a cache that can be shared and cut back ({listed('rewinds')}), not "
+                f"'{self.policy}'"
             )
         if self.constraint is not None and (self.sampling.stop or self.sampling.ignore_eos):
             raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
@@ -87,7 +88,8 @@ class Request:
         """Refuse (ConfigError) those of the fields `names`, which `who` does not follow, that are given."""
         given = [name for name in names if getattr(self, name) != getattr(Request, name)]
         if given:
-            called = [f"the cache '{self.policy}'" if name == "policy" else CALLED[name] for name in given]
+            cache = f"the cache '{self.policy}' (it keeps keys and values itself)"
+            called = [cache if name == "policy" else CALLED[name] for name in given]
             raise ConfigError(f"{who} answers without {', '.join(called)}: leave it out, or use generate")
 
     def end_tokens(self, model: Model) -> frozenset[int]:

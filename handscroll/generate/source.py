@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.cache.table import kind_of, listed
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
@@ -30,15 +31,18 @@ def only_whole(policy: str, **given: object) -> None:
     """Refuse settings that an encoder-decoder does not support.
 
     Raises:
-        ConfigError: the cache is approximate or rounded, or one of `given` (named by its option) is set.
+        ConfigError: the cache is approximate, or one of `given` (named by its option) is set.
     """
     wrong = [name for name, value in given.items() if value is not None]
-    if policy != "full":
-        wrong.append(f"policy '{policy}'")
     if wrong:
         raise ConfigError(
             f"{' and '.join(wrong)}: not possible with an encoder-decoder, which encodes its prompt as a source and "
             "keeps all of it; leave it out"
+        )
+    if not kind_of(policy).exact:
+        raise ConfigError(
+            f"the cache '{policy}' is approximate, and an encoder-decoder, whose cache holds only the new text, takes "
+            f"exact ones: {listed('exact')}"
         )
 
 

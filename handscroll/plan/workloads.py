@@ -8,7 +8,7 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import MEMORY, Workload
-from handscroll.cache.table import footprint
+from handscroll.cache.table import DEFAULT, footprint
 from handscroll.data.masking import Masking
 from handscroll.text.blanks import NAMES
 
@@ -112,7 +112,7 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     if spec.reads == "both":
         values = {"targets": Masking.rate} | values
     if values.get("kind") in ("generate", "serve"):
-        kept = footprint("full", config, cache_itemsize(source, values["precision"])).model_dump()
+        kept = footprint(DEFAULT, config, cache_itemsize(source, values["precision"])).model_dump()
         values = {"stored": _stored(source), "rounded": _rounded(source), "cache": kept} | values
     return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
 
@@ -120,7 +120,7 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
 def reading_workload(source: str, workload: Workload) -> Workload:
     """A workload on the weights as `load` leaves them for reading: in the dtype or the number formats of the files."""
     precision = precision_of(source, "auto")
-    kept = footprint("full", _config(source), cache_itemsize(source, precision))
+    kept = footprint(DEFAULT, _config(source), cache_itemsize(source, precision))
     return workload.changed(precision=precision, stored=_stored(source), rounded=_rounded(source), cache=kept)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from handscroll.base.errors import ConfigError, HandscrollError, nearest
-from handscroll.cache.table import footprint
+from handscroll.cache.table import DEFAULT, footprint
 from handscroll.data.infill import Infill
 from handscroll.generate.chat import Speaker
 from handscroll.generate.constrain import Constraint
@@ -255,7 +255,7 @@ def _about(served: Served, kind: str) -> tuple[str, str, str]:
 
 def room(lm: LM) -> int:
     """Bytes of keys and values for texts of the whole context, within half of the free memory."""
-    whole = footprint("full", lm.model.config, lm.model.cache_dtype.itemsize).held(lm.context)
+    whole = footprint(DEFAULT, lm.model.config, lm.model.cache_dtype.itemsize).held(lm.context)
     return max(1, min(TWICE * whole, spare(lm.model.device)[0] // 2))
 
 

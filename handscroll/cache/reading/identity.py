@@ -10,7 +10,8 @@ class Identity:
     """All settings that decide which keys and values a text has.
 
     `bucket` is the length bucket of a scaling that depends on the length, or 0. `dtype` is that of the computation.
-    `policy` is that of the cache, which may round keys and values, and `kept` their dtype where it is another one.
+    `policy` is that of the cache where it rounds keys and values (all exact policies keep the same ones, so they count
+    as the default), and `kept` their dtype where it is another one.
     """
 
     model: str

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from handscroll.cache.table import DEFAULT
 from handscroll.evaluate.branching import read
 from handscroll.evaluate.certificate import Certificate, certify, require_whole
 from handscroll.evaluate.ruler.exams import Exam, Question
@@ -40,7 +41,7 @@ def answers(lm: LM, exam: Exam, ends: frozenset[int]) -> Iterator[Answer]:
     """
     head, questions = exam.head.ids, exam.questions
     most = max(len(one.tail.ids) + one.room for one in questions)
-    afford_demand(lm.model, Demand(head, most, samples=len(questions)), "full")
+    afford_demand(lm.model, Demand(head, most, samples=len(questions)), DEFAULT)
     prefix = read(lm, head, reach=exam.length)
     choosers = [_chooser(lm, head, one, row, ends) for row, one in enumerate(questions)]
     said = [""] * len(questions)

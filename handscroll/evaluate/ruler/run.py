@@ -14,6 +14,7 @@ from handscroll.base.lock import RunLock
 from handscroll.base.records import RecordWriter, read_object, read_records, requiring
 from handscroll.base.runs import make_folder, write_file
 from handscroll.base.workload import Workload
+from handscroll.cache.table import DEFAULT
 from handscroll.evaluate.ruler.answering import Answer, answers
 from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.exams import Exam, Setting, exams_of
@@ -93,7 +94,7 @@ def _seconds(lm: LM, exam: Exam, calibration: Calibration) -> float:
     how = weights_of(lm.model)
 
     def asked(tokens: int, new: int, past: int = 0) -> Workload:
-        return Demand(range(tokens), new, past=past).workload("full", lm.model).changed(**how)
+        return Demand(range(tokens), new, past=past).workload(DEFAULT, lm.model).changed(**how)
 
     head, most = len(exam.head.ids), max(one.room for one in exam.questions)
     found = duration.reading(asked(head, 1), calibration)

@@ -17,6 +17,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Footprint, Workload
 from handscroll.cache.pool import Layout, Pool
+from handscroll.cache.table import kind_of, listed
 from handscroll.generate.check import checked, declared
 from handscroll.generate.chooser import Chooser, NewToken, check_stops, next_tokens
 from handscroll.generate.engine.blocks import Blocks, beginning
@@ -74,8 +75,8 @@ class Engine:
         most: requests that hold blocks at once; the others wait.
         poison: overwrite blocks that are given up with not-a-number (tests).
 
-    Layers that see a window hold blocks for it alone. Limits: the full cache only (`cache/table.py` has others). Not
-    thread-safe.
+    Layers that see a window hold blocks for it alone. Limits: keys and values are kept here, exactly, so no policy of
+    caches (`cache/table.py`) applies. Not thread-safe.
 
     Raises:
         ConfigError: a number out of range, neither or both of `memory` and `blocks`.
@@ -175,7 +176,7 @@ class Engine:
             CapacityError: it needs more blocks than the pool has, or is longer than the context.
             DataError: an empty prompt without a bos, a token id outside the vocabulary, or not what the reading reads.
             ConfigError: stop strings without a tokenizer, a reading that belongs to other settings, or what the engine
-                does not do: several samples, drafts, and caches other than the full one.
+                does not do: several samples, drafts, and cache policies.
             Messages call the prompt by its `number`.
         """
         if not isinstance(request, Request):
@@ -340,8 +341,9 @@ def _count(memory: int | None, blocks: int | None, size: Callable[[int], int], b
 def _check_supported(request: Request) -> None:
     """Refuse what the engine does not do (ConfigError)."""
     reading = request.reading
-    if reading is not None and reading.identity.policy != "full":
+    if reading is not None and not kind_of(reading.identity.policy).exact:
         raise ConfigError(
-            f"the text was read with cache '{reading.identity.policy}'; the engine needs 'full': read the text again"
+            f"the text was read with the cache '{reading.identity.policy}', which is approximate, and the engine is "
+            f"exact: read the text again with {listed('exact', 'saved')}"
         )
     request.refuse("the engine", "samples", "draft", "policy", "chunk", "on_report", "on_finish")

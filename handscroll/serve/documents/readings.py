@@ -19,7 +19,7 @@ import torch
 from handscroll.base.errors import CheckpointError, ConfigError, HandscrollError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import footprint
+from handscroll.cache.table import DEFAULT, footprint
 from handscroll.generate.ask import Opening, differing
 from handscroll.generate.prepare import identity_of
 from handscroll.generate.read import ToRead, read
@@ -80,7 +80,7 @@ class Progress:
     def _held(self, tokens: int) -> int:
         """Bytes of the keys and values of so many tokens."""
         model = self.served.loaded.model
-        return footprint("full", model.config, model.cache_dtype.itemsize).held(tokens)
+        return footprint(DEFAULT, model.config, model.cache_dtype.itemsize).held(tokens)
 
 
 class Readings:

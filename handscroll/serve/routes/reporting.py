@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from handscroll.base.errors import CapacityError
-from handscroll.cache.table import footprint
+from handscroll.cache.table import DEFAULT, footprint
 from handscroll.evaluate.brief import LEAST, Brief, MeasuredOn, brief, measured_on
 from handscroll.evaluate.haystack import haystack
 from handscroll.plan.choose import gigabytes
@@ -55,7 +55,7 @@ def _afford(served: Served, how: Brief) -> None:
         CapacityError: there is less memory.
     """
     model, tokens = served.loaded.model, how.longest + max(how.longest, how.grid().batch_tokens)
-    needed = footprint("full", model.config, model.cache_dtype.itemsize).held(tokens)
+    needed = footprint(DEFAULT, model.config, model.cache_dtype.itemsize).held(tokens)
     free = spare(model.device)[0]
     if needed > free:
         raise CapacityError(
