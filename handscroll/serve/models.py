@@ -28,6 +28,7 @@ from handscroll.text.spelling import spelling
 
 State = Literal["waiting", "loading", "ready", "failed"]
 GRAMMARS = 64  # compiled constraints that are kept for each model
+FAILURES = (HandscrollError, RuntimeError, OSError, MemoryError)  # of a model, its files, the disk or the memory
 TWICE = 2  # a decoder's blocks hold so many texts of its whole context, if half of the free memory does
 _log = logging.getLogger("handscroll.serve")
 
@@ -222,7 +223,7 @@ class Models:
             _log.info("loading %s from %s", served.name, served.source.source)
             try:
                 self._make(served)
-            except (HandscrollError, RuntimeError, OSError, MemoryError) as error:
+            except FAILURES as error:
                 served.state, served.error = "failed", str(error)
                 _log.error("%s could not be loaded: %s", served.name, error)
                 continue
@@ -230,7 +231,10 @@ class Models:
             served.state = "ready"
             kind = "decoder" if served.engine is not None else "encoder"
             _log.info("%s is ready: %s, %s tokens, after %.1f s", *_about(served, kind), served.seconds)
-            self._on_ready(served)
+            try:
+                self._on_ready(served)
+            except FAILURES as error:  # the other models are loaded all the same
+                _log.error("what %s has not read yet could not be taken up: %s", served.name, error)
         if self.state == "failed":
             self.on_failed()
 

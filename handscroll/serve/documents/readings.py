@@ -26,7 +26,7 @@ from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import Entry, Shelf, absent
 from handscroll.serve.errors import ApiError
-from handscroll.serve.models import Served
+from handscroll.serve.models import FAILURES, Served
 from handscroll.serve.settings import ServeSettings
 from handscroll.serve.worker import Worker
 
@@ -64,6 +64,10 @@ class Progress:
     @property
     def done(self) -> int:
         return self.chunks[-1][1] if self.chunks else 0
+
+    def failed(self, error: Exception) -> dict[str, Any]:
+        """The state of a reading that came to nothing."""
+        return {"state": "failed", "tokens": self.total, "error": _said(error)}
 
     def record(self, usual: float | None) -> dict[str, Any]:
         """How far it is; `usual` are the seconds of a token of this model."""
@@ -108,13 +112,19 @@ class Readings:
 
     def resume(self, served: Served) -> None:
         """Read on what an earlier server left unread by this model, if it writes text."""
-        for entry in self._shelf.all() if served.engine is not None else ():
-            if entry.readings.get(served.name, {}).get("state") in GOING:
-                try:
-                    self.begin(entry, served, resumed=True)
-                except (HandscrollError, RuntimeError, OSError, MemoryError) as error:
-                    self._mark(entry, served, {"state": "failed", "error": _said(error)})
-        self._resumed.add(served.name)
+        try:
+            for entry in self._shelf.all() if served.engine is not None else ():
+                if entry.readings.get(served.name, {}).get("state") in GOING:
+                    self._resume(entry, served)
+        finally:
+            self._resumed.add(served.name)
+
+    def _resume(self, entry: Entry, served: Served) -> None:
+        try:
+            self.begin(entry, served, resumed=True)
+        except FAILURES as error:
+            self._set(entry, served, {"state": "failed", "error": _said(error)})
+            self._note(entry)
 
     def begin(self, entry: Entry, served: Served, resumed: bool = False) -> int:
         """Let a model read a document; nothing happens if it does already. Returns how many tokens will be read.
@@ -122,7 +132,8 @@ class Readings:
         One that is `resumed` and was stopped meanwhile stays so.
 
         Raises:
-            ApiError: the model is not ready or writes no text. CheckpointError: the text is missing.
+            ApiError: the model is not ready or writes no text. CheckpointError: the text is missing, or the disk
+                refused.
         """
         served.writing  # noqa: B018 - refuses others
         with self._lock:
@@ -144,9 +155,13 @@ class Readings:
             if resumed and entry.readings.get(served.name, {}).get("state") not in GOING:
                 return 0
             self._going[entry, served.name] = progress
-        self._mark(entry, served, {"state": "waiting", "tokens": total})
-        left = total - self._kept(progress)
-        progress.future = self._worker.begin(lambda: self._read(progress))
+        try:
+            self._mark(entry, served, {"state": "waiting", "tokens": total})
+            left = total - self._kept(progress)
+            progress.future = self._worker.begin(lambda: self._read(progress))
+        except FAILURES as error:
+            self._leave(progress, progress.failed(error))
+            raise
         return left
 
     def stop(self, entry: Entry, name: str) -> None:
@@ -176,7 +191,7 @@ class Readings:
             if state is not None:
                 entry.readings[name] = state
         if state is not None:
-            self._shelf.save(entry)
+            self._note(entry)
 
     def _stopped(self, progress: Progress) -> dict[str, Any]:
         return {"state": "stopped", "tokens": progress.total, "done": self._kept(progress)}
@@ -235,7 +250,9 @@ class Readings:
             found = store.open(about.number).part(length), store.document(name)
         except (CheckpointError, ConfigError) as error:  # evicted, damaged, or its name is gone
             _log.warning("a document has to be read again: %s", error)
-            raise self._lost(entry, served, "its reading was evicted to make room, or is damaged") from None
+            if lost := self._lost(entry, served, state):
+                raise lost from None
+            return self.opened(entry, served)
         with self._lock:
             if entry.gone:  # it was deleted meanwhile: its files must not stay open
                 raise absent(entry.number)
@@ -253,13 +270,21 @@ class Readings:
                 self._unfit[entry, served.name] = why
         return unread(entry, served, self.progress(entry)[served.name])
 
-    def _lost(self, entry: Entry, served: Served, why: str) -> ApiError:
-        """What is said of a reading that is of no use any more; the document is marked, so that it is read again."""
-        if entry.gone:
-            return absent(entry.number)
-        state = entry.readings.get(served.name, {}) | {"state": "failed", "error": why}
-        self._mark(entry, served, state)
-        return unread(entry, served, state)
+    def _lost(self, entry: Entry, served: Served, seen: dict[str, Any]) -> ApiError | None:
+        """What is said of a reading that is gone; the document is marked, so that it is read again.
+
+        None if it is no more as it was `seen`: somebody has begun to read it again, and nothing of that is changed.
+        """
+        why = "its reading was evicted to make room, or is damaged"
+        with self._lock:
+            if entry.gone:
+                return absent(entry.number)
+            if entry.readings.get(served.name) is not seen:
+                return None
+            failed = seen | {"state": "failed", "error": why}
+            self._set(entry, served, failed)
+        self._note(entry)
+        return unread(entry, served, failed)
 
     async def delete(self, entry: Entry) -> None:
         """Remove a document with all its readings, from the disk too, after stopping whoever reads it."""
@@ -330,8 +355,8 @@ class Readings:
             chunk=CHUNK,
             unfinished=f"{name_of(entry, served)}.kept",
         )
-        self._mark(entry, served, {"state": "reading", "tokens": progress.total})
         try:
+            self._mark(entry, served, {"state": "reading", "tokens": progress.total})
             if progress.stop.is_set():
                 raise Stopped
             read(lm.model, lm.tokenizer, self.store(entry.owner), text)
@@ -348,9 +373,9 @@ class Readings:
             _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
         except Stopped:
             pass
-        except (HandscrollError, RuntimeError, OSError, MemoryError) as error:
+        except FAILURES as error:
             _log.error("a document could not be read: %s", _said(error))
-            self._leave(progress, {"state": "failed", "tokens": progress.total, "error": _said(error)})
+            self._leave(progress, progress.failed(error))
         finally:
             self._leave(progress)
 
@@ -366,10 +391,25 @@ class Readings:
             raise KeyboardInterrupt
 
     def _mark(self, entry: Entry, served: Served, state: dict[str, Any]) -> None:
+        """Say what became of a reading, here and on the disk.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        self._set(entry, served, state)
+        self._shelf.save(entry)
+
+    def _set(self, entry: Entry, served: Served, state: dict[str, Any]) -> None:
         with self._lock:
             self._unfit.pop((entry, served.name), None)
             entry.readings[served.name] = state
-        self._shelf.save(entry)
+
+    def _note(self, entry: Entry) -> None:
+        """Write what is known of a document; a disk that refuses it is only told to the log: this server knows it."""
+        try:
+            self._shelf.save(entry)
+        except CheckpointError as error:
+            _log.error("what became of a document could not be written: %s", error)
 
 
 def name_of(entry: Entry, served: Served) -> str:

@@ -45,7 +45,7 @@ class Entry:
     gone: bool = False
 
     def record(self) -> dict[str, Any]:
-        """The document as an answer of the interface."""
+        """The document as an answer of the interface, without its readings, which change under a lock."""
         return {
             "id": self.number,
             "object": "document",
@@ -57,7 +57,6 @@ class Entry:
             "characters": self.characters,
             "places": len(self.places),
             "notes": self.notes,
-            "readings": {model: dict(one) for model, one in self.readings.items()},
         }
 
 
