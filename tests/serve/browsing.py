@@ -42,7 +42,7 @@ class Watched:
     def __init__(self, browser, url: str, **settings):
         self.url, self.faults, self.outside = url, list[str](), list[str]()
         self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **settings})
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)  # of a machine that has other things to do
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", self._asked)

@@ -34,14 +34,27 @@ function refusal(message, status, code) {
 
 const unreachable = () => refusal("", 0, "unreachable");
 
+/** A connection that ends within an answer is told as a TypeError. */
+const dropped = (error) => { throw error instanceof TypeError ? unreachable() : error; };
+
+/** The error of an answer. One of another form is not the server's own, but that of a gateway before it. */
 function errorOf(status, text) {
   let error;
   try {
     ({ error } = JSON.parse(text));
   } catch {
-    return new ApiError(text.slice(0, 500) || `HTTP ${status}`, status);
+    error = null;
   }
-  return refusal(error.message, status, error.code ?? "");
+  if (typeof error?.message === "string") return refusal(error.message, status, error.code ?? "");
+  return new ApiError(text.slice(0, 500) || `HTTP ${status}`, status);
+}
+
+function parsed(status, text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw errorOf(status, text);
+  }
 }
 
 async function send(method, path, { json, signal, again = true } = {}) {
@@ -56,29 +69,29 @@ async function send(method, path, { json, signal, again = true } = {}) {
   }
   if (response.ok) return response;
   if (response.status === 401 && again && (await locked.ask())) return send(method, path, { json, signal, again: false });
-  throw errorOf(response.status, await response.text());
+  throw errorOf(response.status, await response.text().catch(dropped));
 }
 
-const json = async (method, path, options) => (await send(method, path, options)).json();
+async function json(method, path, options) {
+  const response = await send(method, path, options);
+  return parsed(response.status, await response.text().catch(dropped));
+}
+
 const at = (id, rest = "") => `/v1/documents/${encodeURIComponent(id)}${rest}`;
 
 /** The objects of a stream of server-sent events, as they arrive. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  const next = () => reader.read().catch((error) => {
-    // A server that ends within an answer is told as a TypeError.
-    throw error instanceof TypeError ? unreachable() : error;
-  });
   try {
     for (;;) {
-      const { value, done } = await next();
+      const { value, done } = await reader.read().catch(dropped);
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) {
         if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
-        const event = JSON.parse(line.slice(6));
+        const event = parsed(response.status, line.slice(6));
         if (event.error) throw refusal(event.error.message, 200, event.error.code ?? "");
         yield event;
       }
@@ -91,6 +104,7 @@ async function* events(response) {
 /** Upload a file; `onSent` hears the share that has left this machine. fetch cannot tell it, so this is the older way. */
 function upload(file, model, onSent, signal, again = true) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted(); // while a model was loaded or a key was asked for
     const request = new XMLHttpRequest();
     const form = new FormData();
     form.append("file", file, file.name);
@@ -98,11 +112,12 @@ function upload(file, model, onSent, signal, again = true) {
     request.open("POST", "/v1/documents");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.addEventListener("progress", (event) => event.lengthComputable && onSent(event.loaded / event.total));
-    request.addEventListener("load", async () => {
-      if (request.status < 300) return resolve(JSON.parse(request.responseText));
-      if (request.status === 401 && again && (await locked.ask())) return resolve(upload(file, model, onSent, signal, false));
-      return reject(errorOf(request.status, request.responseText));
-    });
+    const answer = async () => {
+      if (request.status < 300) return parsed(request.status, request.responseText);
+      if (request.status === 401 && again && (await locked.ask())) return upload(file, model, onSent, signal, false);
+      throw errorOf(request.status, request.responseText);
+    };
+    request.addEventListener("load", () => answer().then(resolve, reject));
     request.addEventListener("error", () => reject(unreachable()));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
     signal?.addEventListener("abort", () => request.abort());

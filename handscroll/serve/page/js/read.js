@@ -8,7 +8,7 @@ import { act, follow, going, learned, readingOf } from "./following.js";
 import { broken, emit, model, modelOf, on, state } from "./state.js";
 import { bytes, number, percent, t, when } from "./words.js";
 
-const sending = new Map(); // uploads by number: {name, share, error, stop}
+const sending = new Map(); // uploads by number: {name, share, error, stop, awaits: the words for what they wait for}
 let numbered = 0;
 
 export function readView(main) {
@@ -57,7 +57,7 @@ async function paste() {
 async function give(files) {
   const rows = files.map((file) => {
     const stop = new AbortController();
-    const row = { number: ++numbered, name: file.name, share: 0, error: "", stop, file };
+    const row = { number: ++numbered, name: file.name, share: 0, error: "", stop, file, awaits: "read.others" };
     sending.set(row.number, row);
     return row;
   });
@@ -65,9 +65,8 @@ async function give(files) {
   for (const row of rows) {
     if (!sending.has(row.number)) continue;
     try {
-      row.waits = true;
       await loaded(row);
-      row.waits = false;
+      awaits(row, "");
       const entry = await api.upload(row.file, model()?.id ?? "", (share) => { row.share = share; emit("documents"); }, row.stop.signal);
       sending.delete(row.number);
       learned(entry);
@@ -82,11 +81,17 @@ async function give(files) {
   }
 }
 
-/** Wait until the model that is to read is there, so that nothing is sent in vain. */
+function awaits(row, words) {
+  row.awaits = words;
+  emit("documents");
+}
+
+/** Wait until the model that is to read is there, so that nothing is sent in vain, or until somebody stops it. */
 function loaded(row) {
-  const there = () => !["waiting", "loading"].includes(model()?.state) || row.stop.signal.aborted;
+  const there = () => !["waiting", "loading"].includes(model()?.state);
   return new Promise((resolve) => {
     if (there()) { resolve(); return; }
+    awaits(row, "read.model");
     const off = on("models", () => { if (there()) { off(); resolve(); } });
     row.stop.signal.addEventListener("abort", () => { off(); resolve(); });
   });
@@ -122,8 +127,8 @@ function progressing(name, link = null) {
 }
 
 function paintSending(node, row) {
-  const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
-  paintBar(node.querySelector(".progress"), row.waits || row.share === 1 ? null : row.share);
+  const words = row.awaits ? t(row.awaits) : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
+  paintBar(node.querySelector(".progress"), row.awaits || row.share === 1 ? null : row.share);
   fill(node.lastChild, words);
   node.querySelector("button").onclick = () => {
     row.stop.abort();

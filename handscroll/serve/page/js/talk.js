@@ -72,14 +72,16 @@ export async function run(turn, stream = api.chat) {
     say(t("ask.answered"));
   } catch (error) {
     if (error.name === "AbortError") turn.state = "stopped";
-    else if (error instanceof ApiError) {
+    else {
       turn.state = "failed";
-      turn.code = error.code;
+      turn.code = error.code ?? "";
       turn.error = error.message || t("unreachable");
       say(turn.error, true);
-    } else throw error;
+      if (!(error instanceof ApiError)) throw error;
+    }
+  } finally {
+    emit("turn", turn);
   }
-  emit("turn", turn);
   return turn;
 }
 
@@ -98,7 +100,7 @@ async function next(talk) {
   Object.assign(turn, begin(body), { question: turn.question });
   emit("turn", turn);
   emit("talk", talk);
-  await run(turn, stream);
+  await run(turn, stream).catch((error) => { emit("talk", talk); throw error; });
   const learns = missing(talk, turn);
   if (learns) Object.assign(turn, { state: "queued", returned: [...(turn.returned ?? []), turn.code] });
   emit("turn", turn);

@@ -46,6 +46,7 @@ const WORDS = {
   "read.kinds": ["Text, Markdown, HTML, PDF, Word, EPUB, tables, code", "纯文本、Markdown、HTML、PDF、Word、EPUB、表格、代码"],
   "read.sending": ["Being sent: {percent}", "正在上传：{percent}"],
   "read.model": ["Waits until the model is loaded", "等待模型加载完毕"],
+  "read.others": ["Waits until the files before it have arrived", "等待前面的文件上传完毕"],
   "read.opening": ["Being opened", "正在解析文件"],
   "read.waiting": ["Waits for its turn; {total} tokens", "排队等待；共 {total} 个词元"],
   "read.soon": ["Is about to be read; {total} tokens", "即将开始阅读；共 {total} 个词元"],
