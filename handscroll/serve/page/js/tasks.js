@@ -19,7 +19,7 @@ const TWICE = 2; // times as many tokens as its text
 
 /** What stands in a form, and what came of it; kept while the page is open. */
 function draftOf(task) {
-  if (!state.drafts.has(task)) state.drafts.set(task, { values: { document: "", text: "", length: "paragraph", language: lang(), focus: "", labels: t("tasks.labelsDefault"), lines: false, most: 256, ...CODE }, turn: null, rows: null, error: "" });
+  if (!state.drafts.has(task)) state.drafts.set(task, { values: { document: "", text: "", length: "paragraph", language: lang(), focus: "", labels: t("tasks.labelsDefault"), lines: false, most: 256, ...CODE }, turn: null, rows: null, error: "", stop: null, paint: () => {} });
   return state.drafts.get(task);
 }
 
@@ -59,8 +59,7 @@ function form(panel, task) {
   const ends = [];
   let shown = { end: () => {} };
   const paint = () => {
-    const busy = draft.turn?.state === "writing" || draft.working;
-    fill(button, t(busy ? "stop" : "tasks.go"));
+    fill(button, t(busy(draft) ? "stop" : "tasks.go"));
     button.disabled = model()?.state !== "ready";
     shown.end();
     shown = resultNode(task, draft);
@@ -69,20 +68,22 @@ function form(panel, task) {
   const node = h("form", { class: "task" }, fields(task, draft.values, ends), h("p", { class: "ends" }, button));
   node.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (draft.turn?.state === "writing" || draft.working) { draft.stopped = true; draft.turn?.stop.abort(); return; }
-    start(task, draft, paint).catch((error) => {
-      draft.working = false;
+    if (busy(draft)) { draft.stop.abort(); draft.turn?.stop.abort(); return; }
+    start(task, draft).catch((error) => {
+      if (error.name === "AbortError") return;
       if (!(error instanceof ApiError)) throw error;
-      failed(draft, error.message || t("unreachable"), paint);
+      failed(draft, error.message || t("unreachable"));
     });
   });
   fill(panel, node, result);
+  draft.paint = paint; // also for work that began before the form was left and entered again
   paint();
-  // Also when the answer ends that began before the form was left and entered again.
   ends.push(on("turn", (turn) => { if (turn === draft.turn && turn.state !== "writing") paint(); }),
     on("models", () => { button.disabled = model()?.state !== "ready"; }));
-  return () => { ends.forEach((end) => end()); shown.end(); };
+  return () => { ends.forEach((end) => end()); shown.end(); draft.paint = () => {}; };
 }
+
+const busy = (draft) => draft.turn?.state === "writing" || draft.working;
 
 function bound(values, name, control) {
   const checked = control.type === "checkbox";
@@ -142,29 +143,41 @@ function offered() {
   return { known, unlisted: name && count ? t("tasks.unlisted", { count, model: name }) : "" };
 }
 
-function failed(draft, words, paint) {
+function failed(draft, words) {
   draft.error = words;
   say(words, true);
-  paint();
+  draft.paint();
 }
 
-async function start(task, draft, paint) {
+/** Work of several requests, which the form's button stops by `draft.stop`. */
+async function during(draft, work) {
+  draft.working = true;
+  draft.paint();
+  try {
+    return await work();
+  } finally {
+    draft.working = false;
+    draft.paint();
+  }
+}
+
+async function start(task, draft) {
   const { values } = draft;
-  Object.assign(draft, { turn: null, rows: null, error: "", stopped: false });
-  if (task !== "complete" && !values.document && !values.text.trim()) return failed(draft, t("tasks.needText"), paint);
-  if (task === "classify") return sorted(draft, paint);
+  Object.assign(draft, { turn: null, rows: null, error: "", stop: new AbortController() });
+  if (task !== "complete" && !values.document && !values.text.trim()) return failed(draft, t("tasks.needText"));
+  if (task === "classify") return sorted(draft);
   if (task === "complete") {
     const body = { model: model().id, prompt: values.before, max_tokens: Math.max(1, Number(values.most) || FEW), temperature: 0 };
     if (values.after.trim()) body.suffix = values.after;
-    return write(draft, body, api.complete, paint);
+    return write(draft, body, api.complete);
   }
   const instruction = (task === "summarise" ? summarise : translate)(values, !values.document);
   const { body, stream } = asked(values.document, values.text, instruction);
   if (task === "translate" && body.messages) {
-    const { count, left } = await api.count(countable(body));
+    const { count, left } = await during(draft, () => api.count(countable(body), draft.stop.signal));
     body.max_tokens = Math.max(1, Math.min(left, Math.max(FEW, TWICE * count)));
   }
-  return write(draft, body, stream, paint);
+  return write(draft, body, stream);
 }
 
 const countable = ({ model: name, messages, document }) => ({ model: name, messages, ...(document ? { document } : {}) });
@@ -178,35 +191,32 @@ function asked(document, text, instruction) {
   return { body: { ...known, prompt: `${instruction}\n\n${text.trim()}\n\n`, max_tokens: FEW }, stream: api.complete };
 }
 
-async function write(draft, body, stream, paint) {
+async function write(draft, body, stream) {
   draft.turn = begin(stream === api.chat ? { ...body, logprobs: true, top_logprobs: LIKELIEST } : body);
   draft.turn.question = body.messages?.at(-1).content ?? body.prompt;
-  paint();
+  draft.paint();
   await run(draft.turn, stream);
 }
 
 /** Each text gets one of the labels; the answer can be nothing else, because the server only lets it be one of them. */
-async function sorted(draft, paint) {
+async function sorted(draft) {
   const { values } = draft;
   const labels = [...new Set(values.labels.split("\n").map((one) => one.trim()).filter(Boolean))];
-  if (labels.length < 2) return failed(draft, t("tasks.needLabels"), paint);
+  if (labels.length < 2) return failed(draft, t("tasks.needLabels"));
   const texts = values.document ? [null] : values.lines ? values.text.split("\n").map((one) => one.trim()).filter(Boolean) : [values.text.trim()];
-  Object.assign(draft, { rows: [], working: true });
-  paint();
-  for (const text of texts) {
-    if (draft.stopped) break;
-    const { body, stream } = asked(values.document, text ?? "", classify(labels, lang() === "zh", !values.document));
-    Object.assign(body, { response_format: { type: "choice", choices: labels } }, stream === api.chat ? { logprobs: true } : {});
-    draft.turn = begin(body);
-    await run(draft.turn, stream);
-    if (draft.turn.state === "stopped") break;
-    draft.rows.push({ text: text ?? state.documents.find((one) => one.id === values.document)?.name, turn: draft.turn });
-    paint();
-    if (draft.turn.state === "failed") break;
-  }
-  draft.working = false;
-  paint();
-  return undefined;
+  draft.rows = [];
+  return during(draft, async () => {
+    for (const text of texts) {
+      const { body, stream } = asked(values.document, text ?? "", classify(labels, lang() === "zh", !values.document));
+      Object.assign(body, { response_format: { type: "choice", choices: labels } }, stream === api.chat ? { logprobs: true } : {});
+      draft.turn = begin(body);
+      await run(draft.turn, stream);
+      if (draft.turn.state === "stopped") return;
+      draft.rows.push({ text: text ?? state.documents.find((one) => one.id === values.document)?.name, turn: draft.turn });
+      draft.paint();
+      if (draft.turn.state === "failed" || draft.stop.signal.aborted) return;
+    }
+  });
 }
 
 function resultNode(task, draft) {
