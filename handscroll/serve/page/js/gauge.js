@@ -10,6 +10,7 @@ import { number, t } from "./words.js";
 
 const PARTS = ["system", "document", "history", "question", "answer"];
 const PAUSE = 350; // milliseconds without a key before the question is counted anew
+const FULL = 1000; // milliseconds until a count that found no place is asked for again
 const USUAL = 1024; // tokens of an answer, if the server does not say
 
 /** A gauge that follows a conversation: `ready` says whether it can be asked, `draft` gives the question that is written. */
@@ -43,6 +44,7 @@ export function gauge(talk, ready, draft) {
     if (!(error instanceof ApiError)) throw error;
     if (UNREAD.has(error.code)) relearn(documentsOf(talk.document).map((one) => one.id));
     else if (error.code === "unreachable") fill(node); // the answer says so, or will
+    else if (error.code === "too_many_requests") { fill(node); setTimeout(later, FULL); }
     else fill(node, h("p", { class: "fault" }, error.message));
   }
 

@@ -117,7 +117,7 @@ function facts(ends) {
   const stop = new AbortController();
   ends.push(() => stop.abort());
   api.model(served.id, stop.signal).then(({ facts: found }) => fill(list, Object.entries(found ?? {}).flatMap(([name, value]) => [h("dt", {}, factName(name)), h("dd", {}, value)])), (error) => {
-    if (error.name !== "AbortError") fill(list, h("dd", { class: "fault" }, error.message));
+    if (error.name !== "AbortError") fill(list, h("dd", { class: "fault" }, error.message || t("unreachable")));
   });
   return h("section", { "aria-labelledby": "facts-title" }, title, h("p", { class: "lead" }, served.id),
     h("dl", { class: "facts" }, big.map(([value, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, value)))), list);
