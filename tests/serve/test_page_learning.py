@@ -88,6 +88,63 @@ def test_a_key_that_is_not_given_is_not_asked_for_again_by_itself(served_models,
         page.close()
 
 
+def test_a_key_can_be_given_in_every_place_and_by_whatever_needs_one(served_models, browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDSCROLL_KEY", KEY)
+    upload = """async () => {
+        const { api } = await import("/page/js/api.js");
+        await api.upload(new File(["some words"], "a.md"), "", () => {});
+    }"""
+    with material.live(tmp_path / "store", {"tiny": served_models["tiny"]}, KEY) as server:
+        for given in ("button", "upload"):
+            made = Watched(browser, server.url)
+            page = made.page
+            page.goto(server.url)
+            page.click("dialog >> text=Cancel")
+            for place in ("ask", "tasks", "look", "read"):
+                page.click(f"nav [data-place={place}]")
+                page.wait_for_selector(f"main.place-{place} button:text-is('Enter a key')")
+                assert page.locator("main :text('key')").count() > 0 and page.locator(".drop").count() == 0
+            if given == "button":
+                page.click("text=Enter a key")
+            else:
+                page.evaluate(f"window.sent = ({upload})(); 0")
+            page.fill("dialog input", KEY)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".which:text-is('tiny')")
+            page.wait_for_selector(".drop")
+            page.close()
+
+
+def test_a_key_that_is_needed_later_is_asked_for_once_and_what_it_opens_is_seen(watched, live):
+    page, asked = watched.page, []
+    page.wait_for_selector(".drop")
+    page.route("**/v1/**", lambda route: route.abort())
+    page.evaluate(LOOKED_AT)
+    page.wait_for_selector(".banner")
+
+    def refuse(route) -> None:
+        asked.append(route)
+        route.fulfill(status=401, json={"error": {"message": "a key is needed", "code": "invalid_api_key"}})
+
+    page.route("**/v1/**", refuse)
+    page.click("dialog >> text=Cancel")
+    page.wait_for_selector(".banner", state="detached")
+    before = len(asked)
+    page.evaluate(LOOKED_AT)
+    page.evaluate("new Promise((done) => setTimeout(done))")
+    assert len(asked) == before and page.locator("dialog").count() == 0
+    page.set_input_files("input[type=file]", {"name": "k.md", "mimeType": "text/plain", "buffer": b"Some words."})
+    page.fill("dialog input", "any key")
+    models = live.http.get("/v1/models").json()
+    models["data"][0]["id"] = "renamed"
+    page.unroute("**/v1/**")
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".which:text-is('renamed')")
+    page.wait_for_selector(".drop")
+    watched.faults.clear()  # the browser itself notes each refused request
+
+
 def test_the_chosen_model_keeps_the_focus_and_outlives_a_reload(watched, live):
     page = watched.page
     models = live.http.get("/v1/models").json()

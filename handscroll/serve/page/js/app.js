@@ -16,6 +16,7 @@ import { lookOn } from "./learning.js";
 const PLACES = { read: readView, ask: askView, tasks: tasksView, look: lookView };
 const RETRY = 4000; // milliseconds until a server that did not answer is asked again
 let leave = () => {};
+let refusal = null; // what the server said when the page was opened, as long as nothing is known of it
 
 function place() {
   const [, name, id] = location.hash.split("/");
@@ -32,7 +33,7 @@ function show(moved = false) {
   top(name);
   fill(main);
   main.className = `place-${name}`;
-  leave = PLACES[name](main, id) ?? (() => {});
+  leave = (refusal ? refused(main) : PLACES[name](main, id)) ?? (() => {});
   if (moved) {
     if (!main.contains(document.activeElement)) main.focus({ preventScroll: true }); // a place may have a better one
     scrollTo(0, 0);
@@ -111,15 +112,32 @@ async function askForKey() {
   const given = await askDialog({ title: t("key.title"), body: h("div", {}, h("p", { class: "note" }, words), field(t("key.label"), input)),
     accept: t("key.enter"), refuse: t("cancel"), value: () => input.value.trim() });
   key.set(given ?? "");
+  if (given) emit("key");
   return Boolean(given);
 }
 
+/** What stands in every place while nothing is known of the server. A key is asked for again only when somebody wants to give one. */
+function refused(main) {
+  fill(main, h("div", { class: "sheet" }, h("p", { class: "fault" }, refusalWords()),
+    refusal.status === 401 && h("p", {}, h("button", { class: "press", type: "button", on: { click: learn } }, t("key.again")))));
+}
+
+const refusalWords = () => (refusal.code === "unreachable" ? t("unreachable.again") : refusal.message);
+
+let learning = null;
+function learn() {
+  learning ??= learnAll().finally(() => { learning = null; });
+  return learning;
+}
+
 /** What models and documents there are, when the page is opened; tries again if the server does not answer. */
-async function learn() {
+async function learnAll() {
+  if (state.documentsKnown) return;
   try {
     state.models = await api.models();
     state.documents = await api.documents();
     state.documentsKnown = true;
+    refusal = null;
     restore();
     follow();
     show();
@@ -127,12 +145,12 @@ async function learn() {
     lookOn();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    const words = error.code === "unreachable" ? t("unreachable.again") : error.message;
-    const keyless = error.status === 401; // asked for again only when somebody wants to give one
-    fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words),
-      keyless && h("p", {}, h("button", { class: "press", type: "button", on: { click: learn } }, t("key.again")))));
-    say(words, true);
-    if (!keyless) setTimeout(learn, RETRY);
+    refusal = error;
+    leave();
+    leave = () => {};
+    refused(find("main"));
+    say(refusalWords(), true);
+    if (error.status !== 401) setTimeout(learn, RETRY);
   }
 }
 
@@ -150,6 +168,7 @@ find("skip").addEventListener("click", (event) => {
 for (const event of ["dragover", "drop"]) addEventListener(event, (one) => one.preventDefault());
 addEventListener("hashchange", () => show(true));
 on("show", () => show());
+on("key", () => { if (!state.documentsKnown) learn(); });
 for (const event of ["documents", "chosen"]) on(event, () => { find("top").querySelector("[data-place=ask]").href = way("ask"); });
 top(place().name);
 learn();

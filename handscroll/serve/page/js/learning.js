@@ -8,6 +8,7 @@ import { documentOf, emit, on, state } from "./state.js";
 const PAUSE = 2000; // milliseconds between two looks
 let timer = 0;
 let looking = null;
+let keyless = false; // whether a key was asked for and none was given
 
 /** Ask again which models and documents there are. Whoever wants to know it meanwhile gets the same answer. */
 export function learnAgain() {
@@ -35,10 +36,11 @@ async function look() {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     state.silent = error.code === "unreachable";
-    if (error.status === 401) return; // no key was given: it is asked for at the next need
+    keyless = error.status === 401;
   }
   unlisted(gone);
   if (models() !== before.models) emit("models");
+  if (keyless) return;
   if (documents() !== before.documents) emit("documents");
   if (names() !== before.names || gone.some((id) => location.hash.includes(id))) emit("show");
   follow();
@@ -58,7 +60,8 @@ async function learnDocuments() {
   return [...known].filter((id) => documentOf(id) && !found.some((one) => one.id === id));
 }
 
-const again = () => { if (state.documentsKnown && !document.hidden) learnAgain(); };
+const again = () => { if (state.documentsKnown && !keyless && !document.hidden) learnAgain(); };
 on("stale", again);
+on("key", () => { keyless = false; again(); });
 addEventListener("focus", again);
 document.addEventListener("visibilitychange", again);
