@@ -147,9 +147,9 @@ class Answering:
         return wanted, listening
 
     def settle(self, scored: int = 0) -> None:
-        """Count what was read and written, and `scored` tokens of prompts for which there was no job."""
-        read, cached = scored + self._read(), self._cached()
-        self.serving.metrics.tokens(self.served.name, read + cached, cached, self.new)
+        """Count what was read and written; `scored` tokens of prompts without a job were charged before."""
+        read, cached = self._read(), self._cached()
+        self.serving.metrics.tokens(self.served.name, scored + read + cached, cached, self.new)
         self.serving.admission.use(self.owner, read + self.new)
 
 

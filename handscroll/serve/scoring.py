@@ -1,7 +1,5 @@
 """The log-probabilities of prompts themselves (echo), as evaluations by /v1/completions need them."""
 
-import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from handscroll.generate.chooser import Chooser, Scored, next_tokens
 from handscroll.generate.request import Request
 from handscroll.generate.score import scored
 from handscroll.serve.answering import FINISH, Asked, Said
-from handscroll.serve.errors import ClientGoneError
+from handscroll.serve.charging import Pieces
 from handscroll.serve.models import Served
 from handscroll.serve.worker import Token, Worker
 
@@ -27,16 +25,11 @@ class Echo(NamedTuple):
     whole: bool
 
 
-async def echoes(worker: Worker, served: Served, asked: Sequence[Asked], most: int) -> list[Echo]:
+async def echoes(worker: Worker, served: Served, asked: Sequence[Asked], most: int, pieces: Pieces) -> list[Echo]:
     """The echoes of some prompts. An answer of at most one token is chosen at once, since its logits are there."""
-    gone = threading.Event()
-    try:
-        return [
-            await _run(worker, one)(partial(_echo, worker, served, (number, one, most), gone))
-            for number, one in enumerate(asked)
-        ]
-    finally:
-        gone.set()
+    return [
+        await _run(worker, one)(partial(_echo, served, (number, one, most), pieces)) for number, one in enumerate(asked)
+    ]
 
 
 def _run(worker: Worker, asked: Asked) -> Callable[[Callable[[], Echo]], Awaitable[Echo]]:
@@ -44,19 +37,17 @@ def _run(worker: Worker, asked: Asked) -> Callable[[Callable[[], Echo]], Awaitab
     return worker.call if len(asked.prompt.ids) <= SHORT else worker.long
 
 
-def _echo(worker: Worker, served: Served, work: tuple[int, Asked, int], gone: threading.Event) -> Echo:
-    (number, asked, most), begun = work, time.monotonic()
+def _echo(served: Served, work: tuple[int, Asked, int], pieces: Pieces) -> Echo:
+    pieces.begin()
+    (number, asked, most), before = work, 0
 
-    def breathe(done: int) -> None:
-        nonlocal begun
-        if gone.is_set() or worker.stopping:
-            raise ClientGoneError
-        if len(asked.prompt.ids) > SHORT:
-            worker.breathe(time.monotonic() - begun)
-        begun = time.monotonic()
+    def on_read(done: int) -> None:
+        nonlocal before
+        piece, before = done - before, done
+        pieces.took(piece, breathes=len(asked.prompt.ids) > SHORT)
 
     request = asked.requests[0]
-    known, logits = scored(served.loaded.model, asked.prompt.ids, request.logprobs or 0, breathe)
+    known, logits = scored(served.loaded.model, asked.prompt.ids, request.logprobs or 0, on_read)
     if most > 1 or len(asked.requests) > 1:
         return Echo(known, [], False)
     return Echo(known, [_next(request, served, number, logits)] if most else [], True)

@@ -64,14 +64,15 @@ def test_an_answer_that_was_given_up_is_charged_what_was_read_of_its_prompt(serv
     whole = server.openai.completions.create(model="tiny", prompt=prompt, max_tokens=3)
     assert charged == [whole.usage.prompt_tokens + whole.usage.completion_tokens]
     server.openai.completions.create(model="tiny", prompt=prompt, max_tokens=0, logprobs=1, extra_body={"echo": True})
-    assert charged[1:] == [whole.usage.prompt_tokens]
+    assert sum(charged[1:]) == whole.usage.prompt_tokens
+    charged.clear()
     server.serving.worker.post(lambda: gate.wait(30))
     with sent(server, {"prompt": f"another {prompt}", "max_tokens": 3}):
         server.until(lambda: server.serving.admission.open == 1)
     server.until(lambda: server.serving.admission.open == 0)
     gate.set()
     server.until(lambda: idle(server))
-    assert sum(charged[2:]) == 0
+    assert sum(charged) == 0
     real = server.engine._read_chunk
 
     def once(*given):
@@ -80,8 +81,8 @@ def test_an_answer_that_was_given_up_is_charged_what_was_read_of_its_prompt(serv
 
     monkeypatch.setattr(server.engine, "_read_chunk", once)
     made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": f"a third {prompt}"})
-    server.until(lambda: idle(server) and sum(charged[2:]) > 0)  # it is charged behind the answer
-    assert made.status_code == 500 and sum(charged[2:]) <= 256 < whole.usage.prompt_tokens
+    server.until(lambda: idle(server) and sum(charged) > 0)  # it is charged behind the answer
+    assert made.status_code == 500 and sum(charged) <= 256 < whole.usage.prompt_tokens
 
 
 def test_an_answer_that_is_given_up_within_a_step_is_charged_what_the_step_reads(server, monkeypatch):

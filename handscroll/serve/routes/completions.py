@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from handscroll.generate.chooser import Scored
 from handscroll.serve.answering import Answering, Asked, Said, place, whole
+from handscroll.serve.charging import charging
 from handscroll.serve.errors import ApiError
 from handscroll.serve.logprobs import Offsets, of_completion
 from handscroll.serve.models import Served
@@ -45,7 +46,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             return Events(_chunks(answering, body), held)
         known: list[Echo | None] = [None] * len(asked)
         if body.echo and body.logprobs is not None:
-            known = list(await until_gone(request.receive, echoes(serving.worker, served, asked, body.limit)))
+            with charging(serving, owner) as pieces:
+                scoring = echoes(serving.worker, served, asked, body.limit, pieces)
+                known = list(await until_gone(request.receive, scoring))
         if all(one is not None and one.whole for one in known):
             said: list[list[Said]] = [one.said for one in known if one is not None]
             answering.new = sum(map(len, said))

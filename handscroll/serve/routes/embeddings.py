@@ -1,8 +1,6 @@
 """/v1/embeddings: vectors of texts by an encoder."""
 
 import base64
-import threading
-import time
 from functools import partial
 from typing import Any
 
@@ -11,16 +9,17 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError
 from handscroll.lm import LM
+from handscroll.models.sentences import SHORT
 from handscroll.models.vectors import encoded, windowed
 from handscroll.serve.answering import place
-from handscroll.serve.errors import ApiError, ClientGoneError
+from handscroll.serve.charging import Pieces, charging
+from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import check_characters
 from handscroll.serve.schemas.others import EmbeddingRequest
 from handscroll.serve.serving import Serving, of
 from handscroll.serve.streaming import until_gone
-from handscroll.serve.worker import Worker
 
 router = APIRouter()
 TOGETHER = 8  # texts between which others may go on
@@ -44,17 +43,16 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
 
     async def made() -> tuple[int, list[Tensor]]:
         if body.windows:
-            return await _in_windows(serving, lm, texts, body.prompt)
+            return await _in_windows(serving, lm, texts, body.prompt, pieces)
         counts = await serving.prepare(partial(_counted, served, lm, texts, body.prompt))
         found: list[Tensor] = []
         for first in range(0, len(texts), TOGETHER):
-            part = texts[first : first + TOGETHER]
-            found += await serving.worker.call(partial(lm.embed, part, prompt=body.prompt))
+            part = slice(first, first + TOGETHER)
+            found += await serving.worker.call(partial(_some, lm, texts[part], body.prompt, sum(counts[part]), pieces))
         return sum(counts), found
 
-    with place(serving, owner, 1):
+    with place(serving, owner, 1), charging(serving, owner) as pieces:
         tokens, vectors = await until_gone(request.receive, made())
-    serving.admission.use(owner, tokens)
     serving.metrics.tokens(served.name, tokens, 0, 0)
     data = [
         {"object": "embedding", "index": number, "embedding": _told(vector, body.encoding_format == "base64")}
@@ -64,29 +62,36 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
     return {"object": "list", "data": data, "model": served.name, "usage": usage}
 
 
-async def _in_windows(serving: Serving, lm: LM, texts: list[str], prompt: str | None) -> tuple[int, list[Tensor]]:
+def _some(lm: LM, texts: list[str], prompt: str | None, tokens: int, pieces: Pieces) -> Tensor:
+    """Runs on the thread that computes, between two steps of others."""
+    found = lm.embed(texts, prompt=prompt)
+    pieces.took(tokens, breathes=False)
+    return found
+
+
+async def _in_windows(
+    serving: Serving, lm: LM, texts: list[str], prompt: str | None, pieces: Pieces
+) -> tuple[int, list[Tensor]]:
     """The tokens and the vectors of texts of any length; a long work, which ends when the client goes away."""
-    gone = threading.Event()
-    try:
-        ids = await serving.prepare(partial(encoded, lm.tokenizer, lm.sentences, texts, prompt))
-        vectors = await serving.worker.long(partial(_windowed, serving.worker, lm, ids, gone))
-        return sum(len(one) + sum(map(len, lm.tokenizer.frame())) for one in ids), list(vectors)
-    finally:
-        gone.set()
+    ids = await serving.prepare(partial(encoded, lm.tokenizer, lm.sentences, texts, prompt))
+    tokens = [len(one) + sum(map(len, lm.tokenizer.frame())) for one in ids]
+    return sum(tokens), list(await serving.worker.long(partial(_windowed, lm, ids, tokens, pieces)))
 
 
-def _windowed(worker: Worker, lm: LM, ids: list[list[int]], gone: threading.Event) -> Tensor:
-    """Runs on the thread that computes; after every few windows the answers of others go on."""
-    last = time.monotonic()
+def _windowed(lm: LM, ids: list[list[int]], tokens: list[int], pieces: Pieces) -> Tensor:
+    """Runs on the thread that computes; every few windows are a piece, which counts as a full one until the last."""
+    pieces.begin()
+    full, left = max(SHORT, min(lm.context, max(tokens))), sum(tokens)
 
     def between() -> None:
-        nonlocal last
-        if gone.is_set() or worker.stopping:
-            raise ClientGoneError
-        worker.breathe(time.monotonic() - last)
-        last = time.monotonic()
+        nonlocal left
+        piece = min(full, left)
+        left -= piece
+        pieces.took(piece)
 
-    return windowed(lm.model, lm.tokenizer, lm.sentences, ids, between)
+    found = windowed(lm.model, lm.tokenizer, lm.sentences, ids, between)
+    pieces.took(left, breathes=False)
+    return found
 
 
 def _counted(served: Served, lm: LM, texts: list[str], prompt: str | None) -> list[int]:

@@ -1,20 +1,20 @@
 """/v1/documents/{id}/explain: why an answer about a document was given (`explain/`)."""
 
-import threading
-import time
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
+from handscroll.explain.look import Look
 from handscroll.explain.why import Explaining, Explanation, explained
 from handscroll.generate.request import Request as Asked
 from handscroll.generate.sample import Sampling
 from handscroll.serve.answering import place
+from handscroll.serve.charging import Pieces, charging
 from handscroll.serve.documents.asking import document_prompt
 from handscroll.serve.documents.choosing import writer
 from handscroll.serve.documents.shelf import Entry
-from handscroll.serve.errors import ApiError, ClientGoneError
+from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import Prompt
@@ -48,33 +48,23 @@ async def explanation(
 ) -> Explanation:
     """Why an answer to a prompt about a document was given; ended when the client goes away."""
     serving, owner = of(request)
-    gone = threading.Event()
-    try:
-        work = partial(_explained, serving, served, entry, prompt, body, gone)
-        found = await until_gone(request.receive, serving.worker.long(work))
-        serving.admission.use(owner, found.looked)
-        return found
-    finally:
-        gone.set()
+    with charging(serving, owner) as pieces:
+        work = partial(_explained, serving, served, entry, prompt, body, pieces)
+        return await until_gone(request.receive, serving.worker.long(work))
 
 
 def _explained(
-    serving: Serving, served: Served, entry: Entry, prompt: Prompt, body: ExplainRequest, gone: threading.Event
+    serving: Serving, served: Served, entry: Entry, prompt: Prompt, body: ExplainRequest, pieces: Pieces
 ) -> Explanation:
-    """Runs on the thread that computes; between two looks the answers of others go on."""
-    lm, last = served.loaded, time.monotonic()
+    """Runs on the thread that computes; each look is a piece."""
+    pieces.begin()
+    lm = served.loaded
     answer = tuple(lm.tokenizer.encode(body.answer, special=False, follows=True))
     if not answer:
         raise ApiError(400, "the answer is empty: there is nothing to explain", "invalid_value", "answer")
     asked = Asked(prompt.ids, Sampling(max_tokens=len(answer)), ends=prompt.ends, reading=prompt.reading)
     served.writing.check(asked, 0)  # refuses what the context does not hold
-
-    def on_look(done: int, total: int) -> None:
-        nonlocal last
-        if gone.is_set():
-            raise ClientGoneError
-        serving.worker.breathe(time.monotonic() - last)
-        last = time.monotonic()
-
+    each = len(Look(lm.model, asked, answer).fed)
     how = Explaining(tried=body.tried, passage=body.passage, alternatives=body.alternatives)
-    return explained(lm, asked, serving.shelf.text(entry).text, answer, how, on_look)
+    text = serving.shelf.text(entry).text
+    return explained(lm, asked, text, answer, how, lambda done, total: pieces.took(each))
