@@ -1,6 +1,7 @@
 """Lets requests in: so many answers at once, of all and of each key, and each key's quota; the others get 429.
 
-Counts of tokens and readings that are followed have places of their own, so that they take none from the answers.
+Requests that count tokens or begin a reading, and readings that are followed, have places of their own, so that they
+take none from the answers.
 """
 
 import math
@@ -74,11 +75,11 @@ class Admission:
         """Refuse who would get no such place now; the errors are those of `beside`."""
         self._check_closing()
         what, most = {
-            "count": ("counts of tokens", self._limits.counting),
+            "count": ("requests that count tokens or begin a reading", self._limits.counting),
             "watch": ("followed readings", self._limits.watching),
         }[kind]
         if (mine := self._beside[kind, owner.number]) >= most:
-            why = f"{mine} {what} of this key are open, and at most {most} may be: ask again in 1 s"
+            why = f"{mine} {what} are open for this key, and at most {most} may be: ask again in 1 s"
             raise ApiError(429, why, "too_many_requests", headers={"Retry-After": "1"})
 
     def check(self, owner: Owner, count: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""How many bytes of bodies arrive at once: those of all keys, and those of one key, which gets at most half of them.
+"""How many bytes of bodies arrive at once: those of all keys, and those of one key, which gets at most its part.
 
 What is declared counts from the beginning, so that a body that was let in is not refused on its way; whoever declares
 much and sends nothing is given up by the deadline of bodies (`receiving.py`). A body counts until it has arrived: a
@@ -17,10 +17,10 @@ WAIT = 5  # seconds after which a client is told to send its body again
 
 
 class Bodies:
-    """Counts what arrives. Lives on the event loop."""
+    """Counts what arrives: at most so many bytes, and of one key its `part`. Lives on the event loop."""
 
-    def __init__(self, most: int):
-        self._most, self._held = most, Counter[str]()
+    def __init__(self, most: int, part: int):
+        self._most, self._part, self._held = most, part, Counter[str]()
 
     @contextmanager
     def arriving(self, owner: Owner, declared: int) -> Iterator["Room"]:
@@ -43,9 +43,10 @@ class Bodies:
             ApiError: as `arriving`.
         """
         mine, every = self._held[owner.number], self._held.total()
-        for of, held, most in ((" of this key", mine, self._most // 2), ("", every, self._most)):
+        for of, held, most in ((" of this key", mine, self._part), ("", every, self._most)):
             if more > 0 and held > own and held + more > most:
-                why = f"the bodies{of} that arrive have {held:,} bytes, and at most {most:,} are taken at once"
+                why = f"the bodies{of} that arrive have {held:,} bytes beyond the first {FREE:,} of each"
+                why += f", and at most {most:,} are taken at once"
                 headers = {"Retry-After": str(WAIT), "Connection": "close"}
                 raise ApiError(429, f"{why}: send it again in {WAIT} s", "too_many_requests", headers=headers)
         self._held[owner.number] += more

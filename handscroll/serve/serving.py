@@ -48,7 +48,10 @@ class Serving:
     def __post_init__(self):
         self.worker = Worker()
         self.admission = Admission(self.settings.limits)
-        self.bodies, self.uploads = Bodies(self.settings.limits.bodies), Bodies(self.settings.limits.uploads)
+        keys = 2 if self.keys.several else 1  # where nobody else has a key, there is nobody to leave room for
+        self.bodies, self.uploads = (
+            Bodies(most, most // keys) for most in (self.settings.limits.bodies, self.settings.limits.uploads)
+        )
         self.shelf = Shelf(self.settings.store, self.settings.limits.documents)
         self.readings = Readings(self.shelf, self.worker, self.settings, lambda: self.models.all)
         self.readings.prune()

@@ -19,12 +19,19 @@ class Limits(Config):
         default=250_000, description="commas of a JSON body; more if a context is more than half of it"
     )
     upload: Count = Field(default=100 << 20, description="bytes of an uploaded file")
-    bodies: Count = Field(default=256 << 20, description="bytes of JSON bodies until they are parsed; half of one key")
-    uploads: Count = Field(default=1 << 30, description="bytes of all files that arrive at once; half of one key")
+    bodies: Count = Field(
+        default=256 << 20,
+        description="bytes of JSON bodies until they are parsed; one of several keys gets at most half",
+    )
+    uploads: Count = Field(
+        default=1 << 30, description="bytes of all files that arrive at once; one of several keys gets at most half"
+    )
     characters: Count = Field(default=64 << 20, description="characters of the text of an uploaded file")
     waiting: Count = Field(default=64, description="answers that are open at once, of all keys; more get 429")
     each: Count = Field(default=32, description="answers that are open at once, of one key")
-    counting: Count = Field(default=16, description="counts of tokens that are open at once, of one key")
+    counting: Count = Field(
+        default=16, description="counts of tokens and beginnings of readings, open at once, of one key"
+    )
     watching: Count = Field(default=64, description="readings that one key follows at once")
     documents: Count = Field(default=1000, description="documents of one key")
     choices: Count = Field(default=64, description="answers of one request: prompts times n")

@@ -18,10 +18,11 @@ from handscroll.serve.documents.shelf import Shelf
 from handscroll.serve.documents.stopping import Stop
 from handscroll.serve.documents.vectors import Vectors
 from handscroll.serve.errors import ApiError, ClientGoneError
-from handscroll.serve.keys import Owner, make_key
+from handscroll.serve.keys import Keys, Owner, make_key
 from handscroll.serve.prompts import Prompt
 from handscroll.serve.routes import documents, tokens
-from handscroll.serve.settings import Limits
+from handscroll.serve.serving import Serving
+from handscroll.serve.settings import Limits, ServeSettings
 from handscroll.serve.worker import Worker
 from handscroll.text.document import Document
 from tests.naming import naming
@@ -36,7 +37,7 @@ ABOUT = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
 @pytest.fixture(scope="module")
 def small(served_models, tmp_path_factory):
     """A server that holds little."""
-    limits = {"bodies": 200_000, "uploads": 200_000, "counting": 2, "watching": 2, "each": 4, "waiting": 4}
+    limits = {"bodies": 100_000, "uploads": 100_000, "counting": 2, "watching": 2, "each": 4, "waiting": 4}
     with material.live(tmp_path_factory.mktemp("places"), {"tiny": served_models["tiny"]}, limits=limits) as made:
         yield made
 
@@ -53,12 +54,12 @@ def shelf(live) -> list[str]:
 
 
 def test_bodies_are_counted_until_they_have_arrived():
-    bodies = Bodies(100)
+    bodies = Bodies(100, 50)
     with bodies.arriving(ANN, 0) as first, bodies.arriving(ANN, FREE) as second, bodies.arriving(BOB, 0) as third:
         first.came(FREE)
         first.came(FREE + 40)
         second.came(FREE + 10)
-        with pytest.raises(ApiError, match=naming("50")) as it:
+        with pytest.raises(ApiError, match=naming("50", "65,536")) as it:
             second.came(FREE + 11)  # half of them belong to one key
         assert it.value.status_code == 429 and int(it.value.headers["Retry-After"]) >= 1
         third.came(FREE + 50)
@@ -74,7 +75,7 @@ def test_bodies_are_counted_until_they_have_arrived():
 
 
 def test_what_was_let_in_by_its_declared_size_is_not_refused_on_its_way():
-    bodies = Bodies(100)
+    bodies = Bodies(100, 50)
     with bodies.arriving(ANN, FREE + 30) as first:
         with pytest.raises(ApiError, match=naming("50")), bodies.arriving(ANN, FREE + 30):
             pass
@@ -123,6 +124,7 @@ def test_counts_have_places_of_their_own(small):
         for path in paths:
             made = small.http.post(path, content=b"{broken", headers={"Content-Type": "application/json"})
             assert made.status_code == 429 and int(made.headers["retry-after"]) >= 1, path
+            assert "count tokens or begin a reading" in made.json()["error"]["message"]
         made = small.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
         assert made.status_code == 200 and admission.open == 0
     assert small.http.post("/v1/count", json={"model": "tiny", "text": "a"}).status_code == 200
@@ -283,6 +285,37 @@ def test_files_count_until_they_have_arrived(small, opening):
         assert made.status_code == 201, made.text
     opening[0].set()
     small.until(lambda: small.serving.admission.open == 0)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_files_are_refused_while_those_of_others_take_all_the_room(small, declared):
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        + b"a" * LARGE
+        + b"\r\n--x--\r\n"
+    )
+    content = body if declared else (body[at : at + 1000] for at in range(0, len(body), 1000))
+    before = shelf(small)
+    with small.serving.uploads.arriving(EVE, FREE + 90_000):
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        made = small.http.post("/v1/documents", content=content, headers=kind)
+        assert made.status_code == 429 and int(made.headers["retry-after"]) >= 1, made.text
+    assert shelf(small) == before
+
+
+def test_a_key_has_all_the_room_where_there_is_no_other(served_models, tmp_path):
+    for names, part in (("a", 1), ("ab", 2)):
+        for name in names:
+            make_key(tmp_path / f"{names}.toml", name)
+        given = {"models": [{"name": "tiny", "source": str(served_models["tiny"])}], "store": tmp_path / names}
+        serving = Serving(ServeSettings.parse(given, "test"), Keys.load(tmp_path / f"{names}.toml", b"salt"))
+        most = serving.settings.limits.bodies
+        with serving.bodies.arriving(ANN, FREE + most // 2), ExitStack() as second:
+            if part == 1:
+                second.enter_context(serving.bodies.arriving(ANN, FREE + most // 2))
+            else:
+                with pytest.raises(ApiError, match="of this key"):
+                    second.enter_context(serving.bodies.arriving(ANN, FREE + 1))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -16,7 +16,7 @@ from handscroll.cache.reading.reading import Document, Reading
 from handscroll.generate.ask import QUESTION, within
 from handscroll.serve.documents.asking import about, check_turns, document_prompt, same_beginning
 from handscroll.serve.documents.library import Hit
-from handscroll.serve.documents.readings import unread
+from handscroll.serve.documents.readings import GOING, unread
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
@@ -76,7 +76,7 @@ def gathered(
         return replace(prompt, document={}, documents=(prompt.document,))
     for entry in whole:
         state = serving.readings.progress(entry).get(served.name, {})
-        if state.get("state") in ("waiting", "reading"):
+        if state.get("state") in GOING:
             raise unread(entry, served, state)
     made = _Gathering(serving, served, whole, rest, wish, sizes)
     prompt = made.prompt(turns, variables)
