@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handscroll.cli.options import Adapter, Device, Plain, Weights, say_cut, say_defaults, say_weights
+from handscroll.cli.options import Adapter, Device, Plain, Weights, refuse_idle, say_cut, say_defaults, say_weights
 from handscroll.cli.read import OwnerOption, StoreOption, model_of, say_kept
 from handscroll.cli.records import folder_to_write
 from handscroll.cli.screen import bar, error_screen, screen, table
@@ -18,6 +18,7 @@ SHOWN = 88  # characters of a passage in the table
 
 
 def explain(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of a saved reading.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
     answer: Annotated[str, typer.Option(help="The answer to explain. [the model's own]")] = "",
@@ -45,6 +46,7 @@ def explain(
     from handscroll.explain.why import explain as why
     from handscroll.generate.ask import Question
 
+    refuse_idle(context, (not answer, ("max-tokens", "plain"), "leave out --answer, or this option"))
     values = {"passage": passage, "tried": tried, "alternatives": alternatives, "max_tokens": max_tokens}
     how = Explaining.parse(values, "explain")
     kept = Store(store, owner)

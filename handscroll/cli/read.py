@@ -179,10 +179,12 @@ def model_of(name: str, about: "About", model: str, adapter: list[str] | None, h
     except CheckpointError as error:
         if model or adapter:
             raise
-        also = ", and its adapters with --adapter" if about.adapters else ""
+        over = ", ".join(about.adapters)
+        who = f"the model {about.source}" + (f" under the adapters {over}" if over else "")
+        also = ", or with --adapter if its adapters were" if over else ""
         raise CheckpointError(
-            f"'{name}' was read with the model {about.source}, which cannot be loaded: {error}. If it was moved, say "
-            f"where it is with --model{also}"
+            f"'{name}' was read with {who}, which cannot be loaded: {error}. Say where they are now: with --model if "
+            f"the model was moved{also}"
         ) from None
 
 

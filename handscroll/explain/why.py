@@ -124,13 +124,14 @@ def explain(
             or the document does not stand among the tokens as it is.
     """
     lm.model.spec.require("an explanation", forward=True, one_text=True, keys=True, head=True)
-    given = lm.defaults.under({"max_tokens": how.max_tokens, "temperature": 0.0, "plain": plain})
+    own = tuple(lm.tokenizer.encode(answer, special=False, follows=True)) if answer else ()
+    given = lm.defaults.under({"max_tokens": len(own) or how.max_tokens, "temperature": 0.0, "plain": plain})
     found = asked(lm.model, lm.tokenizer, store, question, cast(AskSettings, given))
     if found.request.reading is None:
         raise ConfigError(f"'{question.name}' does not serve this request: read the text again with more room")
     ids = found.request.prompt[: found.request.reading.length]
     document = lm.tokenizer.decode(ids) if found.document is None else found.document.text
-    tokens, finish = _answer(lm, found, answer)
+    tokens, finish = (own, "") if own else _answer(lm, found)
     return replace(explained(lm, found.request, document, tokens, how, on_look), finish=finish)
 
 
@@ -165,10 +166,8 @@ def read_before(places: Sequence[Passage], length: int) -> list[Passage]:
     return [*kept[:-1], replace(kept[-1], end=places[-1].end)]
 
 
-def _answer(lm: LM, found: Asked, answer: str) -> tuple[tuple[int, ...], str]:
-    """The tokens of the answer that is explained, and why it ended if it is the model's own."""
-    if answer:
-        return tuple(lm.tokenizer.encode(answer, special=False, follows=True)), ""
+def _answer(lm: LM, found: Asked) -> tuple[tuple[int, ...], str]:
+    """The tokens of the model's own answer, and why it ended."""
     (made,) = continuations(lm.model, lm.tokenizer, found.request)
     ends = found.request.end_tokens(lm.model)
     tokens = made.tokens[:-1] if made.tokens and made.tokens[-1] in ends else made.tokens

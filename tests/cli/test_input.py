@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.material import run
 from tests.conftest import ROOT
+from tests.serve import material
 
 
 def test_standard_input_is_decoded_as_a_file_is(tiny_folder):
@@ -24,6 +25,8 @@ def test_standard_input_is_decoded_as_a_file_is(tiny_folder):
         (["info", "MODEL", "--dtype", "float32"], "--dtype does nothing here: give --kernels too"),
         (["info", "MODEL", "--kernels", "--vllm"], "--vllm does nothing here"),
         (["info", "MODEL", "--vllm", "--adapter", "x"], "--adapter does nothing here"),
+        (["explain", "x", "a", "--answer", "b", "--max-tokens", "3"], "--max-tokens does nothing here"),
+        (["explain", "x", "a", "--answer", "b", "--plain"], "--plain does nothing here: leave out --answer"),
         (["metrics", "--labels", "a,b"], "--labels needs PREDICTIONS"),
         (["metrics", "--json", "scores.json"], "--json needs PREDICTIONS"),
         (["chat", "MODEL", "--max-tokens", "0"], "max_tokens"),
@@ -33,6 +36,20 @@ def test_standard_input_is_decoded_as_a_file_is(tiny_folder):
 def test_options_that_would_do_nothing_are_refused(tiny_folder, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(*(tiny_folder if word == "MODEL" else word for word in words), input="x\n", fails=said)
+
+
+@pytest.mark.parametrize("moved", ["model", "adapter"])
+def test_a_reading_whose_model_or_adapter_was_moved_says_which_and_how_to_name_it(tmp_path, moved):
+    places = {"model": material.decoder(tmp_path / "model"), "adapter": material.adapter(tmp_path / "adapter")}
+    (tmp_path / "a.txt").write_text(material.TEXT, encoding="utf-8")
+    store = "--store", tmp_path / "store"
+    over = "--adapter", places["adapter"], "--room", "90"
+    run("read", places["model"], tmp_path / "a.txt", "--save", "x", *over, *store)
+    places[moved].rename(tmp_path / "elsewhere")
+    for words in (["ask", "x", "a", *store], ["explain", "x", "a", *store]):
+        run(*words, fails=f"{places[moved]}")
+        run(*words, fails="--model if the model was moved, or with --adapter if its adapters were")
+    run("ask", "x", "a", "--max-tokens", "2", f"--{moved}", tmp_path / "elsewhere", *store)
 
 
 def test_a_folder_that_is_a_file_is_refused_before_the_work(tmp_path):

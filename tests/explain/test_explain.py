@@ -139,7 +139,7 @@ def test_the_sentence_that_an_answer_needs_is_marked(starter, text, store):
 
 
 def test_a_given_answer_is_explained_and_nothing_is_marked_without_a_cause(starter, store):
-    how = Explaining(passage=32, tried=0, alternatives=0)
+    how = Explaining(passage=32, tried=0, alternatives=0, max_tokens=10**9)  # which only the model's own answer needs
     made = explain(starter, Question("code", ASKED, "{question}"), store, " 77", how)
     assert (
         made.finish == "" and made.answer == " 77" and not made.causes and made.together == 0 and made.agreement is None
