@@ -34,8 +34,8 @@ class LayerSpec(Config):
     `positions` is the place of the layer's own way of telling positions in `ModelSpec.positions`; `rotated` is how many
     numbers of each head are rotated. `norms` are vectors of the width, of kind `norm` ("layer": with a bias).
     `ahead`: the window reaches as far ahead as back. `crossed`: it also reads a source. `scale` multiplies the scores
-    (None: 1 / sqrt(head size)). `norm_bias`: a norm of kind "layer" has a bias. With `experts` the MLP is a mixture of
-    so many, each `mlp_width` wide, of which `chosen` read a token.
+    (None: 1 / sqrt(head size)), which `cap` then bounds. `norm_bias`: a norm of kind "layer" has a bias. With `experts`
+    the MLP is a mixture of so many, each `mlp_width` wide, of which `chosen` read a token.
     """
 
     kind: Literal["attention", "recurrent"] = "attention"
@@ -54,8 +54,9 @@ class LayerSpec(Config):
     experts: int = Field(default=0, ge=0)
     chosen: int = Field(default=0, ge=0)
     gated: bool = True
-    activation: str = "silu"
+    activation: Literal["silu", "gelu", "gelu-tanh", "relu"] = "silu"
     scale: float | None = None
+    cap: float | None = None
     head_norms: bool = Field(default=False, description="norms of each query and key head")
     joint_norms: bool = Field(default=False, description="norms of all query heads, and of all key heads, together")
     crossed: bool = False

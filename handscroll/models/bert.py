@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.base.spec import HeadSpec, ModelSpec
+from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
 from handscroll.models.encoder_files import (
     KEYS,
     encoder_modules,
@@ -32,7 +32,7 @@ from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import MLP, gelu_tanh
+from handscroll.nn.mlp import gelu_tanh, mlp_of
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.learned import Table, largest
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
@@ -117,12 +117,10 @@ class BertConfig(WholeHeads):
         )
 
 
-def block(config: BertConfig, number: int) -> Block:
+def block(config: BertConfig, layer: LayerSpec, number: int) -> Block:
     """A post-norm layer: norm(x + attention(x)), then norm(x + mlp(x))."""
-    heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
-    mlp = MLP(config.width, config.mlp_width, activation=ACTIVATIONS[config.activation])
     norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps), before=False, sum=True)
-    return Block(Attention(heads, number), mlp, norms)
+    return Block(Attention(Heads.of(layer, config.norm_eps), number), mlp_of(layer), norms)
 
 
 class MaskedHead(nn.Module):
@@ -155,7 +153,7 @@ class Bert(Decoder):
         self.kind_embedding = nn.Embedding(config.kinds, narrow) if config.kinds else None
         self.embedding_norm = LayerNorm(narrow, eps=config.norm_eps)
         self.widening = None if narrow == config.width else Linear(narrow, config.width)
-        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, layer, number) for number, layer in enumerate(config.spec.layers))
         self.norm = nn.Identity()
         self.projection = None if config.tied or not config.masked else Linear(narrow, config.vocab, bias=False)
         self.masked = MaskedHead(config) if config.masked else None

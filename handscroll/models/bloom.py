@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from pydantic import Field
-from torch import nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
@@ -17,12 +16,10 @@ from handscroll.models.foreign import (
     written_ends,
 )
 from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
-from handscroll.models.gpt2 import block
 from handscroll.models.heads import Places, headed
-from handscroll.models.model import Decoder
+from handscroll.models.model import Layered
 from handscroll.models.sizes import DECODER_HEADS, WholeHeads
 from handscroll.nn.bias import ALiBi
-from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.slopes import Slopes
@@ -68,17 +65,11 @@ class BloomConfig(WholeHeads):
         )
 
 
-class Bloom(Decoder):
+class Bloom(Layered):
     """A BLOOM decoder; its layers are those of GPT-2."""
 
-    def __init__(self, config: BloomConfig):
-        super().__init__()
-        self.config = config
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+    def begin(self) -> None:
+        self.embedding_norm = LayerNorm(self.config.width, eps=self.config.norm_eps)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding_norm(self.embedding(tokens))

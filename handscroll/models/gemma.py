@@ -6,15 +6,14 @@ has norms of queries and keys instead, and two rope bases: a small one in its wi
 full layers. Only the large one is lengthened.
 """
 
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import Field
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import ModelSpec
+from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
 from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
@@ -22,14 +21,11 @@ from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import of_layer_type, read_positions, unscaled
-from handscroll.models.sizes import RotaryHeads
-from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.block import Block, Norms
+from handscroll.models.sizes import RotaryHeads, unlengthened
+from handscroll.nn.attention import Heads
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import GatedMLP, gelu_tanh
 from handscroll.nn.norm import OffsetRMSNorm
 from handscroll.nn.positions.rotary import Rotary
-from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 Name = Literal["gemma2", "gemma3_text"]
@@ -44,7 +40,6 @@ class GemmaConfig(RotaryHeads):
     """
 
     family: Name = "gemma3_text"
-    mlp_width: int
     norm_eps: float = 1e-6
     tied: bool = True
     attention_bias: bool = False
@@ -52,51 +47,22 @@ class GemmaConfig(RotaryHeads):
     query_scalar: int = Field(gt=0)
     score_cap: float | None = Field(default=None, gt=0)
     logit_cap: float | None = Field(default=None, gt=0)
-    windows: tuple[int | None, ...]
+    windows: tuple[int | None, ...] = Field(min_length=1)
     local_base: float | None = Field(default=None, gt=1)
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
-        if len(self.windows) != self.layers:
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
-        return self
-
-    @property
-    def rotated_size(self) -> int:
-        """The number of values of each head that are rotated."""
-        return self.head_size
-
     @property
     def every_positions(self) -> tuple[Rotary, ...]:
-        """The positions of the full layers, and those of the windowed layers if they differ."""
         if self.local_base is None:
             return (self.positions,)
-        return self.positions, _unscaled(self.local_base, self.context, self.trained)
-
-    def positions_of(self, number: int) -> int:
-        """The index of the positions that layer `number` uses."""
-        return 0 if self.local_base is None or self.windows[number] is None else 1
+        return self.positions, unlengthened(self.local_base, self.context, self.trained)
 
     @property
-    def spec(self) -> ModelSpec:
+    def layer_form(self) -> dict[str, Any]:
         biases = {"attention_bias": self.attention_bias, "output_bias": self.attention_bias}
-        form = {"norms": 4, "activation": "gelu-tanh", "scale": self.query_scalar**-0.5}
-        spec = self.model_spec(self.rotated_size, self.windows, head_norms=self.query_key_norm, **form, **biases)
-        layers = (
-            layer.model_copy(update={"positions": self.positions_of(number)})
-            for number, layer in enumerate(spec.layers)
-        )
-        return spec.model_copy(update={"layers": tuple(layers), "positions": self.every_positions})
-
-
-@lru_cache(maxsize=64)
-def _unscaled(base: float, context: int, trained: int) -> Rotary:
-    values = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": trained}
-    return Rotary.parse(values, "positions of windowed layers")
+        scores = {"head_norms": self.query_key_norm, "scale": self.query_scalar**-0.5, "cap": self.score_cap}
+        return {"norms": 4, "activation": "gelu-tanh"} | biases | scores
 
 
 class Gemma(llama.Llama):
@@ -108,36 +74,16 @@ class Gemma(llama.Llama):
         super().__init__(config)
         self.logit_cap = config.logit_cap
 
-    def new_norm(self) -> OffsetRMSNorm:
-        return OffsetRMSNorm(self.config.width, self.config.norm_eps)
+    def new_norm(self, layer: LayerSpec) -> OffsetRMSNorm:
+        return OffsetRMSNorm(layer.width, self.config.norm_eps)
 
-    def block(self, number: int) -> Block:
-        config = self.config
-        heads = Heads(
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_size=config.head_size,
-            bias=config.attention_bias,
-            output_bias=config.attention_bias,
-            norm_eps=config.norm_eps if config.query_key_norm else None,
-            norm=OffsetRMSNorm,
-            scale=config.query_scalar**-0.5,
-            cap=config.score_cap,
-            window=config.windows[number],
-            positions=config.positions_of(number),
-        )
-        mlp = GatedMLP(config.width, config.mlp_width, bias=False, activation=gelu_tanh)
-        return Block(Attention(heads, number), mlp, Norms(self.new_norm, branch=True))
+    def heads(self, layer: LayerSpec) -> Heads:
+        return replace(super().heads(layer), norm=OffsetRMSNorm)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         """Token vectors times sqrt(width), which is first rounded to their dtype, as in the reference library."""
         x = self.embedding(tokens)
         return x * float(torch.tensor(self.config.width**0.5).to(x.dtype))
-
-    def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
-        size = self.config.rotated_size
-        return tuple(one.rotation(marks, size, length, like) for one in self.config.every_positions)
 
 
 ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}

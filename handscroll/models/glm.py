@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
 from handscroll.models.gguf.rope import read_rope, write_rope
@@ -18,9 +17,6 @@ from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
 from handscroll.models.sizes import RotaryHeads
-from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.block import Block, Norms
-from handscroll.nn.mlp import GatedMLP
 
 
 class GLMConfig(RotaryHeads):
@@ -28,9 +24,7 @@ class GLMConfig(RotaryHeads):
 
     family: str = "glm"
     rotated_size: Annotated[int, Field(ge=2, multiple_of=2)]
-    mlp_width: int
     norm_eps: float = 1.5625e-7
-    tied: bool = False
     attention_bias: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -47,21 +41,12 @@ class GLMConfig(RotaryHeads):
         return self.family == "glm4"
 
     @property
-    def spec(self) -> ModelSpec:
-        norms = 4 if self.branch_norms else 2
-        return self.model_spec(self.rotated_size, norms=norms, attention_bias=self.attention_bias)
+    def rotary_size(self) -> int:
+        return self.rotated_size
 
-
-class GLM(llama.Llama):
-    """A decoder of the GLM-4 form."""
-
-    config: GLMConfig
-
-    def block(self, number: int) -> Block:
-        config = self.config
-        heads = Heads(config.width, config.heads, config.kv_heads, config.head_size, bias=config.attention_bias)
-        norms = Norms(self.new_norm, branch=config.branch_norms)
-        return Block(Attention(heads, number), GatedMLP(config.width, config.mlp_width, bias=False), norms)
+    @property
+    def layer_form(self) -> dict[str, Any]:
+        return {"norms": 4 if self.branch_norms else 2, "attention_bias": self.attention_bias}
 
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
@@ -181,9 +166,8 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 def _family(name: str) -> Family:
     side = GGUF if name == "glm4" else None  # llama.cpp stores the older form as 'chatglm'; such files are not read
-    kind = Family(
-        name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], KEYS, gguf=side, absent=ABSENT
-    )
+    about = {"keys": KEYS, "gguf": side, "absent": ABSENT}
+    kind = Family(name, llama.Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
     return headed(kind, Places({"glm": "Glm", "glm4": "Glm4"}[name], answer=""))
 
 

@@ -13,15 +13,12 @@ from torch import nn
 from handscroll.base.errors import CapacityError
 from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
-from handscroll.models.gpt2 import block
-from handscroll.models.model import Decoder
+from handscroll.models.model import Layered
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
 from handscroll.nn.blanks import SeesText, parted
-from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
-from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.pairs import Pairs
 from handscroll.nn.shapes import Embeddings, Tokens
 from handscroll.text.blanks import BlankTokens
@@ -71,18 +68,12 @@ class BlankGLMConfig(WholeHeads):
         )
 
 
-class BlankGLM(Decoder):
+class BlankGLM(Layered):
     """A GLM of 2022 with the layers of GPT-2. Positions are pairs (`nn/blanks.py`); those past a table are refused."""
 
-    def __init__(self, config: BlankGLMConfig):
-        super().__init__()
-        self.config = config
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
-        self.inside_embedding = nn.Embedding(config.inside, config.width)
-        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+    def begin(self) -> None:
+        self.position_embedding = nn.Embedding(self.config.context, self.config.width)
+        self.inside_embedding = nn.Embedding(self.config.inside, self.config.width)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         place, inside = parted(marks.tensors(tokens.device)[2])

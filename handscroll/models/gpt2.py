@@ -19,15 +19,10 @@ from handscroll.models.foreign import (
 )
 from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
 from handscroll.models.heads import Places, headed
-from handscroll.models.model import Decoder
+from handscroll.models.model import Layered
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import DECODER_HEADS, WholeHeads
-from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.block import Block, Norms
-from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import ACTIVATIONS, MLP
-from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.learned import Table, largest
 from handscroll.nn.shapes import Embeddings, Tokens
 
@@ -64,26 +59,11 @@ class GPT2Config(WholeHeads):
         )
 
 
-def block(config: Any, number: int, activation: str = "gelu-tanh") -> Block:
-    """Multi-head attention and a plain MLP, with layer norms and biases; BLOOM uses this layer too."""
-    heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
-    norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps))
-    return Block(
-        Attention(heads, number), MLP(config.width, config.mlp_width, activation=ACTIVATIONS[activation]), norms
-    )
-
-
-class GPT2(Decoder):
+class GPT2(Layered):
     """A GPT-2 decoder. Positions past the learned table are refused, never clamped."""
 
-    def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.config = config
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
-        self.layers = nn.ModuleList(block(config, number, config.activation) for number in range(config.layers))
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+    def begin(self) -> None:
+        self.position_embedding = nn.Embedding(self.config.context, self.config.width)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         positions = marks.tensors(tokens.device)[2]

@@ -6,25 +6,21 @@ models). Norms are layer norms, and the projections have biases.
 
 from typing import Annotated, Any
 
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import POSITION_KEYS, read_positions, rotated_size
-from handscroll.nn.attention import Attention
-from handscroll.nn.block import Block, Norms
-from handscroll.nn.mlp import MLP, gelu_tanh
-from handscroll.nn.norm import LayerNorm
+from handscroll.nn.block import Block
 
 NAME = "gpt_neox"
 # `gelu_fast` and `gelu_new` are the same function written in two ways.
-ACTIVATIONS = {"gelu": F.gelu, "gelu_new": gelu_tanh, "gelu_fast": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_fast": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh"}
 
 
 class GPTNeoXConfig(llama.LlamaConfig):
@@ -47,13 +43,13 @@ class GPTNeoXConfig(llama.LlamaConfig):
         return self
 
     @property
-    def rotated_size(self) -> int:
+    def rotary_size(self) -> int:
         return self.rotated
 
     @property
     def layer_form(self) -> dict[str, Any]:
-        activation = "gelu" if ACTIVATIONS[self.activation] is F.gelu else "gelu-tanh"
-        return super().layer_form | {"norm": "layer", "gated": False, "activation": activation}
+        activation = {"activation": ACTIVATIONS[self.activation]}
+        return super().layer_form | {"norm": "layer", "gated": False} | activation
 
 
 class GPTNeoX(llama.Llama):
@@ -61,15 +57,10 @@ class GPTNeoX(llama.Llama):
 
     config: GPTNeoXConfig
 
-    def new_norm(self) -> nn.Module:
-        return LayerNorm(self.config.width, eps=self.config.norm_eps)
-
-    def mlp(self, number: int) -> nn.Module:
-        return MLP(self.config.width, self.config.mlp_width, activation=ACTIVATIONS[self.config.activation])
-
-    def block(self, number: int) -> Block:
-        attention, norms = Attention(self.heads(number), number), Norms(self.new_norm)
-        return Block(attention, self.mlp(number), norms, parallel=self.config.parallel)
+    def block(self, layer: LayerSpec, number: int) -> Block:
+        made = super().block(layer, number)
+        made.parallel = self.config.parallel
+        return made
 
 
 KEYS = frozenset(

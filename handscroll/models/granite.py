@@ -1,17 +1,16 @@
 """Granite 3 (IBM 2024): a Llama with four multipliers: of token vectors, scores, branches and logits."""
 
-from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
+from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Family, Foreign, only
 from handscroll.models.gguf.side import GGUFSide
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
-from handscroll.nn.attention import Heads
 from handscroll.nn.block import Block
 from handscroll.nn.marks import Marks
 from handscroll.nn.norm import Times
@@ -39,11 +38,8 @@ class Granite(llama.Llama):
 
     config: GraniteConfig
 
-    def heads(self, number: int) -> Heads:
-        return replace(super().heads(number), scale=self.config.score_multiplier)
-
-    def block(self, number: int) -> Block:
-        made = super().block(number)
+    def block(self, layer: LayerSpec, number: int) -> Block:
+        made = super().block(layer, number)
         made.attention_branch_norm = made.mlp_branch_norm = Times(self.config.branch_multiplier)
         return made
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -26,16 +25,11 @@ from handscroll.models.foreign import (
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
-from handscroll.models.model import Decoder
+from handscroll.models.model import Layered
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
 from handscroll.models.sizes import RotaryHeads
-from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.block import Block, Norms
-from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import GatedMLP
-from handscroll.nn.norm import RMSNorm
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
@@ -44,9 +38,7 @@ class LlamaConfig(RotaryHeads):
     """Sizes and switches. `windows` is empty, or has one entry for each layer (None: full attention)."""
 
     family: str = "llama"
-    mlp_width: int
     norm_eps: float = 1e-5
-    tied: bool = False
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -57,72 +49,25 @@ class LlamaConfig(RotaryHeads):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
-        if self.windows and len(self.windows) != self.layers:
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
         if self.windows and self.both_ways:
             raise ValueError("windows of a model that reads both ways (is_causal: false) are not known")
         return self
 
     @property
-    def rotated_size(self) -> int:
-        """The number of values of each head that are rotated."""
-        return self.head_size
-
-    @property
     def layer_form(self) -> dict[str, Any]:
-        """The fields of `LayerSpec` that all layers share, besides their sizes."""
         biases = {"attention_bias": self.attention_bias, "output_bias": self.output_bias, "mlp_bias": self.mlp_bias}
         return {"head_norms": self.query_key_norm} | biases
 
-    @property
-    def spec(self) -> ModelSpec:
-        return self.model_spec(self.rotated_size, self.windows, **self.layer_form)
 
-
-class Llama(Decoder):
+class Llama(Layered):
     """A decoder of the Llama form; a family with other layers overrides the part that differs."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.config, self.both_ways = config, config.both_ways
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.layers = nn.ModuleList(self.block(number) for number in range(config.layers))
-        self.norm = self.new_norm()
-        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
-
-    def new_norm(self) -> nn.Module:
-        """A norm of the residual stream."""
-        return RMSNorm(self.config.width, self.config.norm_eps)
-
-    def heads(self, number: int) -> Heads:
-        """The attention of layer `number`: grouped queries, with a window if configured."""
-        config = self.config
-        return Heads(
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_size=config.head_size,
-            bias=config.attention_bias,
-            output_bias=config.output_bias,
-            norm_eps=config.norm_eps if config.query_key_norm else None,
-            window=config.windows[number] if config.windows else None,
-        )
-
-    def mlp(self, number: int) -> nn.Module:
-        """The MLP of layer `number`, a gated one."""
-        return GatedMLP(self.config.width, self.config.mlp_width, self.config.mlp_bias)
-
-    def block(self, number: int) -> Block:
-        """Layer `number` of the stack."""
-        return Block(Attention(self.heads(number), number), self.mlp(number), Norms(self.new_norm))
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)
 
     def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
-        return (self.config.positions.rotation(marks, self.config.rotated_size, length, like),)
+        size = self.config.rotary_size
+        return tuple(one.rotation(marks, size, length, like) for one in self.config.every_positions)
 
 
 ARCHITECTURES = {
@@ -317,7 +262,7 @@ def to_gguf(config: LlamaConfig, tensors: bool = False) -> Written:
     """
     if config.windows:
         raise ConfigError(f"llama.cpp reads all keys in every layer of a '{config.family}': windows are not exported")
-    rope = write_rope(config.positions, config.rotated_size, tensors)
+    rope = write_rope(config.positions, config.rotary_size, tensors)
     return Written({"attention.value_length": config.head_size} | rope.keys, rope.tensors)
 
 

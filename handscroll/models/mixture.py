@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import ModelSpec
+from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only, required
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
@@ -54,11 +54,10 @@ class Mixture(llama.Llama):
 
     config: MixtureConfig
 
-    def mlp(self, number: int) -> nn.Module:
-        config = self.config
-        if number in config.dense:
-            return super().mlp(number)
-        return Experts(config.width, config.expert_width, config.experts, config.chosen, config.normed)
+    def mlp(self, layer: LayerSpec) -> nn.Module:
+        if not layer.experts:
+            return super().mlp(layer)
+        return Experts(layer.width, layer.mlp_width, layer.experts, layer.chosen, self.config.normed)
 
 
 def _read(foreign: Foreign, name: str) -> MixtureConfig:

@@ -1,6 +1,7 @@
 """The `Model` contract that every family fulfils, and on which training and generation rely."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -8,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import ModelSpec
+from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.kernels.runs import capped
-from handscroll.nn.attention import Context
+from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.bias import Bias
-from handscroll.nn.block import LAYERS
+from handscroll.nn.block import LAYERS, Block, Norms
 from handscroll.nn.keeper import Keeper
-from handscroll.nn.linear import TokenTable
+from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Everything, Mask
 from handscroll.nn.memory import Memory
+from handscroll.nn.mlp import mlp_of
+from handscroll.nn.norm import LayerNorm, RMSNorm
 from handscroll.nn.quantised import Quantised
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
@@ -238,6 +241,42 @@ class Decoder(Model):
 
     def mask(self) -> Mask:
         return Everything() if self.both_ways else Causal()
+
+
+class Layered(Decoder):
+    """A decoder that makes each layer from its `LayerSpec`; a family overrides the method of the part that differs."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        spec: ModelSpec = config.spec
+        self.config, self.both_ways = config, spec.reads == "both"
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.begin()
+        self.layers = nn.ModuleList(self.block(layer, number) for number, layer in enumerate(spec.layers))
+        self.norm = self.new_norm(spec.layers[-1])
+        self.projection = None if spec.tied else Linear(config.width, config.vocab, bias=False)
+
+    def begin(self) -> None:
+        """Make the modules of the embedding besides the table of tokens."""
+
+    def new_norm(self, layer: LayerSpec) -> nn.Module:
+        """A norm of the residual stream."""
+        if layer.norm == "rms":
+            return RMSNorm(layer.width, self.config.norm_eps)
+        return LayerNorm(layer.width, eps=self.config.norm_eps, bias=layer.norm_bias)
+
+    def heads(self, layer: LayerSpec) -> Heads:
+        """The heads of a layer's attention."""
+        return Heads.of(layer, self.config.norm_eps)
+
+    def mlp(self, layer: LayerSpec) -> nn.Module:
+        """The MLP of a layer."""
+        return mlp_of(layer)
+
+    def block(self, layer: LayerSpec, number: int) -> Block:
+        """Layer `number` of the stack; one of four norms also normalises what its branches give."""
+        norms = Norms(partial(self.new_norm, layer), branch=layer.norms == 4)
+        return Block(Attention(self.heads(layer), number), self.mlp(layer), norms)
 
 
 def means(hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:

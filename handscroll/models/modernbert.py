@@ -6,7 +6,6 @@ attention, because the embedding is normalised. All heads read their state throu
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -20,15 +19,12 @@ from handscroll.models.classes import SUFFIXES
 from handscroll.models.encoder_files import activation, head_values
 from handscroll.models.foreign import Entry, Family, Foreign, required, written_ends
 from handscroll.models.heads import HEAD_KEYS, written_head
-from handscroll.models.model import Decoder
+from handscroll.models.model import Layered
 from handscroll.models.positions import POSITION_KEYS, of_layer_type, read_positions, write_positions
-from handscroll.models.sizes import WholeHeads
-from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.block import Block, Norms
-from handscroll.nn.linear import Linear, TokenTable
+from handscroll.models.sizes import Rotating, WholeHeads, unlengthened
+from handscroll.nn.block import Block
+from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import GatedMLP
-from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
@@ -37,7 +33,7 @@ NAME = "modernbert"
 Activation = Literal["gelu", "gelu-tanh", "relu"]
 
 
-class ModernBertConfig(WholeHeads):
+class ModernBertConfig(Rotating, WholeHeads):
     """Sizes and switches. `windows` has one entry for each layer: the tokens seen on each side, the own one included.
 
     `local_base` is the rope base of the windowed layers, whose positions are never scaled. `masked` is the head for
@@ -48,7 +44,6 @@ class ModernBertConfig(WholeHeads):
     head_kinds = ("text", "tokens", "answer")
     family: str = NAME
     mlp_width: int
-    positions: Rotary
     local_base: float = Field(gt=1)
     windows: tuple[int | None, ...]
     activation: Activation = "gelu"
@@ -67,31 +62,13 @@ class ModernBertConfig(WholeHeads):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
-        if len(self.windows) != self.layers:
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
         if self.head and self.masked:
             raise ValueError("a model with a head for labels or answers has no other: masked is false")
         return self
 
     @property
-    def context(self) -> int:
-        return self.positions.context
-
-    @property
-    def trained(self) -> int:
-        return self.positions.trained
-
-    @property
-    def rotated_size(self) -> int:
-        """The number of values of each head that are rotated."""
-        return self.head_size
-
-    @property
-    def every_positions(self) -> tuple[Rotary, Rotary]:
-        """The positions of the full layers, and those of the windowed layers."""
-        return self.positions, _unscaled(self.local_base, self.context, self.trained)
+    def every_positions(self) -> tuple[Rotary, ...]:
+        return self.positions, unlengthened(self.local_base, self.context, self.trained)
 
     def beside(self, head: HeadSpec) -> dict[str, Any]:
         pool = self.head_state if head.kind == "text" else self.head_pool
@@ -135,50 +112,24 @@ class ModernBertConfig(WholeHeads):
         )
 
 
-@lru_cache(maxsize=64)
-def _unscaled(base: float, context: int, trained: int) -> Rotary:
-    values = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": trained}
-    return Rotary.parse(values, "positions of windowed layers")
-
-
-class ModernBert(Decoder):
+class ModernBert(Layered):
     """An encoder of pre-norm layers; windowed layers see as far ahead as back."""
 
     def __init__(self, config: ModernBertConfig):
-        super().__init__()
-        self.config, self.both_ways = config, True
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.embedding_norm = self._norm()
-        self.layers = nn.ModuleList(self.block(number) for number in range(config.layers))
-        self.norm = self._norm()
-        self.projection = None if config.tied or not config.masked else Linear(config.width, config.vocab, bias=False)
+        super().__init__(config)
         headed = config.masked or config.head
         self.head_dense = Linear(config.width, config.width, bias=config.head_bias) if headed else None
-        self.head_norm = self._norm() if headed else None
+        self.head_norm = self.new_norm(config.spec.layers[-1]) if headed else None
         biased = config.masked and config.decoder_bias
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab)) if biased else None
         self.classifier = Linear(config.width, config.head.outputs) if config.head else None
 
-    def _norm(self) -> LayerNorm:
-        return LayerNorm(self.config.width, eps=self.config.norm_eps, bias=self.config.norm_bias)
+    def begin(self) -> None:
+        self.embedding_norm = self.new_norm(self.config.spec.layers[0])
 
-    def block(self, number: int) -> Block:
-        """Layer `number`: attention with the window of that layer, and a gated MLP."""
-        config, window = self.config, self.config.windows[number]
-        heads = Heads(
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.heads,
-            head_size=config.head_size,
-            bias=config.attention_bias,
-            output_bias=config.attention_bias,
-            window=window,
-            ahead=True,
-            positions=int(window is not None),
-        )
-        mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias, ACTIVATIONS[config.activation])
-        block = Block(Attention(heads, number), mlp, Norms(self._norm))
-        if number == 0:
+    def block(self, layer: LayerSpec, number: int) -> Block:
+        block = super().block(layer, number)
+        if layer.norms == 1:
             block.attention_norm = nn.Identity()
         return block
 
@@ -186,7 +137,7 @@ class ModernBert(Decoder):
         return self.embedding_norm(self.embedding(tokens))
 
     def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
-        size = self.config.rotated_size
+        size = self.config.rotary_size
         return tuple(one.rotation(marks, size, length, like) for one in self.config.every_positions)
 
     def prepared(self, hidden: Tensor) -> Tensor:

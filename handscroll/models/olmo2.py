@@ -3,16 +3,17 @@
 The queries of all heads are normalised together, and so are the keys.
 """
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only
 from handscroll.models.gguf.side import GGUFSide, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
-from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.attention import Attention
 from handscroll.nn.block import Block, Norms
 
 NAME = "olmo2"
@@ -32,12 +33,9 @@ class Olmo2Config(llama.LlamaConfig):
 class Olmo2(llama.Llama):
     """A decoder of OLMo 2."""
 
-    def heads(self, number: int) -> Heads:
-        return replace(super().heads(number), joint_norm=True)
-
-    def block(self, number: int) -> Block:
-        norms = Norms(self.new_norm, before=False, branch=True)
-        return Block(Attention(self.heads(number), number), self.mlp(number), norms)
+    def block(self, layer: LayerSpec, number: int) -> Block:
+        norms = Norms(partial(self.new_norm, layer), before=False, branch=True)
+        return Block(Attention(self.heads(layer), number), self.mlp(layer), norms)
 
 
 def _read(foreign: Foreign) -> Olmo2Config:

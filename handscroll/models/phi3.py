@@ -38,7 +38,7 @@ class Phi3Config(llama.LlamaConfig):
         return self
 
     @property
-    def rotated_size(self) -> int:
+    def rotary_size(self) -> int:
         return self.rotated
 
 

@@ -1,5 +1,6 @@
 """The facts that every configuration gives about its model, for planner, `info` and lengthening."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -123,7 +124,55 @@ class WholeHeads(Sizes):
         return LayerSpec(**{name: getattr(self, name) for name in names}, **form)
 
 
-class RotaryHeads(Sizes):
+class Rotating(Sizes):
+    """Rotary positions. Where a family has `windows`, it is empty or has one entry for each layer (None: full)."""
+
+    positions: Rotary
+
+    if TYPE_CHECKING:
+        layers: int
+        head_size: int
+
+    @model_validator(mode="after")
+    def _rotates(self):
+        if self.rotary_size % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
+        if len(self.every_window) != self.layers:
+            raise ValueError(f"{len(self.every_window)} windows for {self.layers} layers")
+        return self
+
+    @property
+    def rotary_size(self) -> int:
+        """The number of values of each head that are rotated."""
+        return self.head_size
+
+    @property
+    def every_window(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return getattr(self, "windows", ()) or (None,) * self.layers
+
+    @property
+    def every_positions(self) -> tuple[Rotary, ...]:
+        """The positions of the full layers, and those of the windowed layers if they differ."""
+        return (self.positions,)
+
+    @property
+    def context(self) -> int:
+        return self.positions.context
+
+    @property
+    def trained(self) -> int:
+        return self.positions.trained
+
+
+@lru_cache(maxsize=64)
+def unlengthened(base: float, context: int, trained: int) -> Rotary:
+    """Positions of windowed layers, which are never scaled, beside others of these lengths."""
+    values = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": trained}
+    return Rotary.parse(values, "positions of windowed layers")
+
+
+class RotaryHeads(Rotating):
     """Rotary positions, and heads of a free size that share keys and values in even groups.
 
     `both_ways`: every token sees the whole text, as in an encoder.
@@ -141,7 +190,6 @@ class RotaryHeads(Sizes):
     mlp_width: int
     tied: bool = False
     both_ways: bool = False
-    positions: Rotary
 
     @model_validator(mode="after")
     def _shared_evenly(self):
@@ -150,23 +198,19 @@ class RotaryHeads(Sizes):
         return self
 
     @property
-    def reads(self) -> Literal["forward", "both"]:
-        return "both" if self.both_ways else "forward"
+    def layer_form(self) -> dict[str, Any]:
+        """The fields of `LayerSpec` that all layers share, besides their sizes."""
+        raise NotImplementedError
 
     @property
-    def context(self) -> int:
-        return self.positions.context
-
-    @property
-    def trained(self) -> int:
-        return self.positions.trained
-
-    def model_spec(self, rotated: int, windows: tuple[int | None, ...] = (), **layer: Any) -> ModelSpec:
-        """A decoder of these sizes whose layers differ only in their windows; `layer` are fields of `LayerSpec`."""
+    def spec(self) -> ModelSpec:
+        """A decoder of these sizes whose layers differ only in their windows, and in the positions of windowed ones."""
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
-        one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=rotated, **layer)
-        found = {window: one.model_copy(update={"window": window}) for window in {*windows, None}}
-        layers = tuple(found[window] for window in windows or (None,) * self.layers)
+        one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=self.rotary_size, **self.layer_form)
+        local = {"positions": len(self.every_positions) - 1}
+        found = {window: one.model_copy(update={"window": window, **local}) for window in set(self.every_window)}
+        layers = tuple(one if window is None else found[window] for window in self.every_window)
         about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "norm": one.norm} | self.headed
         extra = 0 if self.head is None else self.head.numbers(self.width)
-        return ModelSpec(**about, layers=layers, positions=(self.positions,), reads=self.reads, extra=extra)
+        reads = "both" if self.both_ways else "forward"
+        return ModelSpec(**about, layers=layers, positions=self.every_positions, reads=reads, extra=extra)

@@ -3,7 +3,6 @@
 By default every fourth layer has none; what is lengthened are the positions of the others.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from handscroll.models.foreign import Family, Foreign, only
 from handscroll.models.gguf.side import GGUFSide, Written
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
-from handscroll.nn.attention import Heads
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.order import Order
 from handscroll.nn.rope import Rotation
@@ -40,10 +38,6 @@ class SmolLM3Config(llama.LlamaConfig):
             )
         return self
 
-    def positions_of(self, number: int) -> int:
-        """The index of the positions that layer `number` uses: 0 rotary ones, 1 none."""
-        return 0 if self.rotates[number] else 1
-
     @property
     def spec(self) -> ModelSpec:
         spec = super().spec
@@ -62,9 +56,6 @@ class SmolLM3(llama.Llama):
     """A decoder of the SmolLM3 form."""
 
     config: SmolLM3Config
-
-    def heads(self, number: int) -> Heads:
-        return replace(super().heads(number), positions=self.config.positions_of(number))
 
     def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
         """The rotation of the layers with positions, and one by no angle for the others, so that they differ in no

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-from torch import nn
-
 from handscroll.base.errors import ConfigError
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
-from handscroll.nn.mlp import MLP
-from handscroll.nn.norm import LayerNorm
 
 NAME = "starcoder2"
 
@@ -24,16 +20,6 @@ class StarCoder2Config(llama.LlamaConfig):
     @property
     def layer_form(self) -> dict[str, Any]:
         return super().layer_form | {"norm": "layer", "gated": False, "activation": "gelu-tanh"}
-
-
-class StarCoder2(llama.Llama):
-    """A decoder of the StarCoder2 form."""
-
-    def new_norm(self) -> nn.Module:
-        return LayerNorm(self.config.width, eps=self.config.norm_eps)
-
-    def mlp(self, number: int) -> nn.Module:
-        return MLP(self.config.width, self.config.mlp_width, self.config.mlp_bias)
 
 
 KEYS = (llama.KEYS - {"rms_norm_eps", "attention_bias", "mlp_bias"}) | frozenset(
@@ -122,4 +108,4 @@ FORMS = {
     "window": llama.SMALL | {"sliding_window": 16, "use_bias": False, "tie_word_embeddings": False},
 }
 PLACES = Places("Starcoder2", answer="")
-FAMILY = headed(Family(NAME, StarCoder2, _read, _write, _entries, FORMS, KEYS, absent=ABSENT, gguf=GGUF), PLACES)
+FAMILY = headed(Family(NAME, llama.Llama, _read, _write, _entries, FORMS, KEYS, absent=ABSENT, gguf=GGUF), PLACES)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -33,19 +32,14 @@ from handscroll.nn.bias import Buckets, Relative
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import MLP, GatedMLP, gelu_tanh
+from handscroll.nn.mlp import mlp_of
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.positions.buckets import Buckets as BucketPositions
 from handscroll.nn.shapes import Embeddings, Tokens
 
 TRAINED = 512  # source tokens for every published T5 (mT5: 1,024, which its files do not record)
-ACTIVATIONS: dict[
-    str, tuple[str, Callable[[Tensor], Tensor], str]
-] = {  # by file name: library name, function, our name
-    "relu": ("relu", F.relu, "relu"),
-    "gated-gelu": ("gelu_new", gelu_tanh, "gelu-tanh"),
-    "gated-silu": ("silu", F.silu, "silu"),
-}
+# By the name in files: the library's name, and ours.
+ACTIVATIONS = {"relu": ("relu", "relu"), "gated-gelu": ("gelu_new", "gelu-tanh"), "gated-silu": ("silu", "silu")}
 
 
 class T5Config(Sizes):
@@ -95,7 +89,7 @@ class T5Config(Sizes):
     @property
     def spec(self) -> ModelSpec:
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
-        form = {"gated": self.mlp != "relu", "activation": ACTIVATIONS[self.mlp][2], "scale": 1.0}
+        form = {"gated": self.mlp != "relu", "activation": ACTIVATIONS[self.mlp][1], "scale": 1.0}
         layer = LayerSpec(**{name: getattr(self, name) for name in names}, **form)
         about = ("context", "trained", "buckets", "reach", "factor")
         return ModelSpec(
@@ -122,13 +116,11 @@ class FinalNorm(RMSNorm):
         return normed if self.scale == 1.0 else normed * self.scale
 
 
-def block(config: T5Config, number: int, crossed: bool = False) -> Block:
-    """Attention and MLP; `crossed` adds attention to the source between them, for the decoder."""
-    heads = Heads(config.width, config.heads, config.heads, config.head_size, scale=1.0)
-    kind = GatedMLP if config.mlp.startswith("gated") else MLP
-    mlp = kind(config.width, config.mlp_width, bias=False, activation=ACTIVATIONS[config.mlp][1])
-    cross = CrossAttention(heads, number, site=2 * config.layers + 1 + number) if crossed else None
-    return Block(Attention(heads, number), mlp, Norms(lambda: RMSNorm(config.width, config.norm_eps)), cross)
+def block(config: T5Config, layer: LayerSpec, number: int) -> Block:
+    """Attention and MLP; between them a decoder has attention to the source."""
+    heads, norms = Heads.of(layer, config.norm_eps), Norms(lambda: RMSNorm(config.width, config.norm_eps))
+    cross = CrossAttention(heads, number, site=2 * config.layers + 1 + number) if layer.crossed else None
+    return Block(Attention(heads, number), mlp_of(layer), norms, cross)
 
 
 class T5Encoder(Encoder):
@@ -137,7 +129,7 @@ class T5Encoder(Encoder):
     def __init__(self, config: T5Config):
         super().__init__()
         self.position_bias = nn.Embedding(config.buckets, config.heads)
-        self.layers = nn.ModuleList(block(config, number) for number in range(config.encoder_layers))
+        self.layers = nn.ModuleList(block(config, layer, number) for number, layer in enumerate(config.spec.encoder))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
@@ -150,7 +142,7 @@ class T5(EncoderDecoder):
         self.embedding = TokenTable(config.vocab, config.width)
         self.encoder = T5Encoder(config)
         self.position_bias = nn.Embedding(config.buckets, config.heads)
-        self.layers = nn.ModuleList(block(config, number, crossed=True) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, layer, number) for number, layer in enumerate(config.spec.layers))
         self.norm = FinalNorm(config)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 

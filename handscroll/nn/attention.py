@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec
 from handscroll.kernels.native import tables
 from handscroll.kernels.native.calls import KINDS, LANES
 from handscroll.nn.addresses import Addresses, Unfit, whole
@@ -44,6 +46,14 @@ class Heads:
     window: int | None = None  # number of tokens seen, the query's own included; None: all that the mask shows
     ahead: bool = False  # the window reaches as far ahead as back
     positions: int = 0  # which of the model's rotations turns queries and keys (`Context.rotations`)
+
+    @classmethod
+    def of(cls, layer: LayerSpec, norm_eps: float) -> "Heads":
+        """The heads that the spec of a layer describes; `norm_eps` counts if it has norms of queries and keys."""
+        names = "width heads kv_heads head_size output_bias scale cap window ahead positions".split()
+        same: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        normed = norm_eps if layer.head_norms or layer.joint_norms else None
+        return cls(**same, bias=layer.attention_bias, joint_norm=layer.joint_norms, norm_eps=normed)
 
 
 @dataclass(frozen=True, eq=False)

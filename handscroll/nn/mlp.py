@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handscroll.base.spec import LayerSpec
 from handscroll.kernels.native import tables
 from handscroll.nn.addresses import Addresses, Unfit
 from handscroll.nn.linear import Linear
@@ -38,7 +39,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 COMPILED = (F.silu, gelu_tanh)  # in the order of their numbers in `kernels/native/tables.py`
 
 
@@ -53,6 +54,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Embeddings) -> Embeddings:
         return self.down(self.activation(self.up(x)))
+
+
+def mlp_of(layer: LayerSpec) -> GatedMLP | MLP:
+    """The MLP that the spec of a layer describes, or the one beside its experts."""
+    kind = GatedMLP if layer.gated else MLP
+    return kind(layer.width, layer.mlp_width, layer.mlp_bias, ACTIVATIONS[layer.activation])
 
 
 class Experts(nn.Module):

@@ -39,6 +39,7 @@ from handscroll.plan.machine import Machine
 from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.plain import Plain
 from tests.conformance.families import SCALINGS, Form, reference, reference_class
+from tests.conformance.layers import described
 from tests.conformance.material import LENGTH, Learned, documents, gguf_tokens, learned_by, padded
 from tests.generate.asking import decode
 from tests.naming import naming
@@ -222,11 +223,12 @@ def has_no_scaling(form: Form, folder: Path) -> None:
 
 
 def is_as_its_spec_says(form: Form, folder: Path) -> None:
-    """The spec of a family counts the parameters of the model, and is the same after a round trip through JSON."""
+    """The spec of a family describes each layer as it is made, counts the parameters of the model, and is the same
+    after a round trip through JSON."""
     model, spec = random(form), form.config.spec
     assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
-    assert [len(stack.layers) for stack in model.stacks] == [len(side) for side in (spec.layers, spec.encoder) if side]
+    assert described(model, LENGTH) == [side for side in (spec.layers, spec.encoder) if side]
     assert spec.both_ways == looks_ahead(model.mask())
 
 

@@ -65,7 +65,7 @@ class Form:
         rope = copy.deepcopy(SCALINGS[scaling])
         if rope is None:
             return self.foreign
-        pairs = getattr(self.config, "rotated_size", 8) // 2
+        pairs = getattr(self.config, "rotary_size", 8) // 2
         for key in ("short_factor", "long_factor"):
             if key in rope:
                 rope[key] = [rope[key][number * 4 // pairs] for number in range(pairs)]

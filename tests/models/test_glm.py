@@ -13,7 +13,8 @@ from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
-from handscroll.models.glm import GLM, GLMConfig
+from handscroll.models.glm import GLMConfig
+from handscroll.models.llama import Llama
 from handscroll.models.new import About, new_model
 from handscroll.models.weights import load_model, read_config, save_model
 from handscroll.nn.init import initialise
@@ -29,11 +30,11 @@ from tests.generate.asking import decode
 YARN = {"name": "yarn", "factor": 4.0, "original": 64}
 
 
-def build(family: str = "glm4", scaling: dict | None = None, head: int = 16, rotated: int = 8) -> GLM:
+def build(family: str = "glm4", scaling: dict | None = None, head: int = 16, rotated: int = 8) -> Llama:
     positions = {"base": 500.0, "scaling": scaling or {"name": "none"}, "context": 256 if scaling else 64}
     sizes = {"vocab": 97, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 96}
     sizes |= {"head_size": head, "rotated_size": rotated, "positions": positions | {"trained": 64}}
-    model = GLM(GLMConfig.parse(sizes | {"family": family, "eos": (2,)}, "test"))
+    model = Llama(GLMConfig.parse(sizes | {"family": family, "eos": (2,)}, "test"))
     initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.2)
     return model.eval()
 

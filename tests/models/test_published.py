@@ -153,7 +153,7 @@ def test_a_published_model_has_its_published_size(foreign, parameters, active):
 def test_phi_4_mini_is_scaled_as_published():
     config = family("phi3").parse(PHI_4)
     scaling = config.positions.scaling
-    assert (config.context, config.trained, config.rotated_size) == (131072, 4096, 96)
+    assert (config.context, config.trained, config.rotary_size) == (131072, 4096, 96)
     assert scaling.attention_factor(131072) == pytest.approx(1.1902380714238083, abs=1e-12)
     short, long = (scaling.inverse_frequencies(96, 10000.0, length) for length in (4096, 4097))
     assert (short == 2 * long).all()

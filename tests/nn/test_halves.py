@@ -14,7 +14,7 @@ from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.registry import recording, without
 from handscroll.models.gemma import Gemma, GemmaConfig
-from handscroll.models.glm import GLM, GLMConfig
+from handscroll.models.glm import GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.block import LAYER, LAYERS
@@ -358,7 +358,8 @@ YARN = {"name": "yarn", "factor": 4.0, "original": 64}
 def test_layers_of_glm_4_are_taken_only_where_they_are_the_form(counted, family, rotated, weights):
     settings = SIZES | {"family": family, "rotated_size": rotated, "norm_eps": 1e-5}
     torch.manual_seed(0)
-    model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
+    settings |= {"positions": POSITIONS | {"scaling": YARN, "context": 256}}
+    model = Llama(GLMConfig.parse(settings, "test")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
@@ -377,7 +378,8 @@ def test_layers_of_glm_4_are_taken_only_where_they_are_the_form(counted, family,
 def test_the_stack_of_glm_4_takes_whole_rotations(stacked, family, rotated):
     settings = SIZES | {"family": family, "rotated_size": rotated}
     torch.manual_seed(0)
-    model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
+    settings |= {"positions": POSITIONS | {"scaling": YARN, "context": 256}}
+    model = Llama(GLMConfig.parse(settings, "test")).eval()
     got, cache = steps(model, 2, 5, start=3)
     assert bool(stacked) == (rotated == 32)
     tokens = torch.randint(0, 96, (2, 8), generator=torch.Generator().manual_seed(1))
