@@ -21,7 +21,7 @@ from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import of_layer_type, read_positions, unscaled
-from handscroll.models.sizes import RotaryHeads, unlengthened
+from handscroll.models.sizes import FULL, SLIDING, RotaryHeads, unlengthened, windows_by_type
 from handscroll.nn.attention import Heads
 from handscroll.nn.marks import Marks
 from handscroll.nn.norm import OffsetRMSNorm
@@ -32,7 +32,7 @@ Name = Literal["gemma2", "gemma3_text"]
 
 
 class GemmaConfig(RotaryHeads):
-    """Sizes and switches. `windows` has one entry for each layer (None: full attention).
+    """Sizes and switches. `windows` is empty, or has one entry for each layer (None: full attention).
 
     Scores are q.k / sqrt(`query_scalar`). `score_cap` and `logit_cap` bound scores and logits (None: unbounded).
     `local_base` is the rope base of the windowed layers, whose positions are never scaled (None: the same positions as
@@ -47,7 +47,7 @@ class GemmaConfig(RotaryHeads):
     query_scalar: int = Field(gt=0)
     score_cap: float | None = Field(default=None, gt=0)
     logit_cap: float | None = Field(default=None, gt=0)
-    windows: tuple[int | None, ...] = Field(min_length=1)
+    windows: tuple[int | None, ...] = ()
     local_base: float | None = Field(default=None, gt=1)
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -88,7 +88,6 @@ class Gemma(llama.Llama):
 
 ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 ACTIVATION = "gelu_pytorch_tanh"
-FULL, SLIDING = "full_attention", "sliding_attention"
 EVERY = {"gemma2": 2, "gemma3_text": 6}  # without layer types, one layer in so many has full attention
 BASES = {"gemma2": 10_000.0, "gemma3_text": 1_000_000.0}  # default if the file has none
 LOCAL_BASE = 10_000.0
@@ -116,8 +115,6 @@ def new(sizes: dict[str, Any], about: About, name: Name = "gemma2") -> GemmaConf
     form["score_cap"], form["logit_cap"] = CAPS[name]
     if "head_size" in sizes:
         form["query_scalar"] = sizes["head_size"]
-    if "layers" in sizes:
-        form["windows"] = (None,) * sizes["layers"]
     return GemmaConfig.parse(form | unscaled(sizes), SIZES)
 
 
@@ -173,12 +170,10 @@ def _windows(foreign: Foreign, name: Name, layers: int) -> tuple[int | None, ...
     found = [foreign[key] for key in ("sliding_window_pattern", "_sliding_window_pattern") if foreign.get(key)]
     every = found[0] if found else EVERY[name]
     types = foreign.get("layer_types") or [SLIDING if (number + 1) % every else FULL for number in range(layers)]
-    if set(types) - {FULL, SLIDING} or len(types) != layers:
-        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
     window = foreign.get("sliding_window", 4096)
     if SLIDING in types and window is None:
         raise ConfigError("layer_types names sliding_attention but no sliding_window is in force")
-    return tuple(window if kind == SLIDING else None for kind in types)
+    return windows_by_type(types, window, layers)
 
 
 def _local_base(foreign: Foreign, head_size: int) -> float:
@@ -212,7 +207,7 @@ def _write(config: GemmaConfig) -> Foreign:
         "attention_bias": config.attention_bias,
         "query_pre_attn_scalar": config.query_scalar,
         "sliding_window": next((window for window in config.windows if window is not None), 4096),
-        "layer_types": [FULL if window is None else SLIDING for window in config.windows],
+        "layer_types": config.layer_types,
         "attn_logit_softcapping": config.score_cap,
         "final_logit_softcapping": config.logit_cap,
     }

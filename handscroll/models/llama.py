@@ -4,7 +4,6 @@ Decoder layers are pre-norm, with rotary grouped-query attention and a gated MLP
 norms, windows and tied heads, which are plain fields of the configuration.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -28,7 +27,7 @@ from handscroll.models.heads import Places, headed
 from handscroll.models.model import Layered
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
-from handscroll.models.sizes import RotaryHeads
+from handscroll.models.sizes import FULL, SLIDING, RotaryHeads, windows_by_type
 from handscroll.nn.marks import Marks
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
@@ -84,7 +83,6 @@ KEYS = frozenset(
 """.split()
 ) | set(POSITION_KEYS)
 SILU = {"hidden_act": "silu"}
-FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
 
 
@@ -137,21 +135,9 @@ def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]
     if name in ("qwen2", "qwen3") and not foreign.get("use_sliding_window", False):
         window = None
     if types is not None and not (name == "mistral" and window is not None):
-        return windows_of(types, window, layers)  # transformers' Mistral reads only sliding_window
+        return windows_by_type(types, window, layers)  # transformers' Mistral reads only sliding_window
     from_layer = foreign.get("max_window_layers", 28) if name in ("qwen2", "qwen3") else 0
-    return windows_of([FULL if number < from_layer else SLIDING for number in range(layers)], window, layers)
-
-
-def windows_of(types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
-    """The window of each layer by its type; empty if none has one.
-
-    Raises:
-        ConfigError: there is no type for each layer, or a type is unknown.
-    """
-    if set(types) - {FULL, SLIDING} or len(types) != layers:
-        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
-    found = tuple(window if kind == SLIDING else None for kind in types)
-    return found if any(found) else ()
+    return windows_by_type([FULL if number < from_layer else SLIDING for number in range(layers)], window, layers)
 
 
 def written_form(config: Any, architecture: str) -> Foreign:
@@ -194,7 +180,7 @@ def written_windows(config: LlamaConfig) -> Foreign:
     return {
         "sliding_window": next((window for window in config.windows if window is not None), None),
         "use_sliding_window": bool(config.windows),
-        "layer_types": [FULL if window is None else SLIDING for window in config.windows or [None] * config.layers],
+        "layer_types": config.layer_types,
     }
 
 

@@ -21,7 +21,7 @@ from handscroll.models.foreign import Entry, Family, Foreign, required, written_
 from handscroll.models.heads import HEAD_KEYS, written_head
 from handscroll.models.model import Layered
 from handscroll.models.positions import POSITION_KEYS, of_layer_type, read_positions, write_positions
-from handscroll.models.sizes import Rotating, WholeHeads, unlengthened
+from handscroll.models.sizes import FULL, SLIDING, Rotating, WholeHeads, unlengthened, windows_by_type
 from handscroll.nn.block import Block
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -34,7 +34,7 @@ Activation = Literal["gelu", "gelu-tanh", "relu"]
 
 
 class ModernBertConfig(Rotating, WholeHeads):
-    """Sizes and switches. `windows` has one entry for each layer: the tokens seen on each side, the own one included.
+    """Sizes and switches. `windows` are of the tokens seen on each side, the own one included (`Rotating`).
 
     `local_base` is the rope base of the windowed layers, whose positions are never scaled. `masked` is the head for
     hidden tokens; it and every `head` begin with a layer (`head_activation`, `head_bias`) and a norm. `head_state` is
@@ -45,7 +45,7 @@ class ModernBertConfig(Rotating, WholeHeads):
     family: str = NAME
     mlp_width: int
     local_base: float = Field(gt=1)
-    windows: tuple[int | None, ...]
+    windows: tuple[int | None, ...] = ()
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     norm_bias: bool = False
@@ -96,7 +96,7 @@ class ModernBertConfig(Rotating, WholeHeads):
         )
 
     def _layer(self, number: int) -> LayerSpec:
-        window = self.windows[number]
+        window = self.every_window[number]
         return self.layer_spec(
             rotated=self.head_size,
             window=window,
@@ -167,7 +167,6 @@ class ModernBert(Layered):
         return bare if self.decoder_bias is None else bare + self.decoder_bias
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 BASE, LOCAL_BASE = 160_000.0, 10_000.0
 KEYS = (
     HEAD_KEYS
@@ -248,10 +247,7 @@ def _windows(foreign: Foreign, layers: int) -> tuple[int | None, ...]:
     """One window for each layer, from `layer_types` or, in older files, from which layers are full."""
     every, both = (_count(foreign, key) for key in ("global_attn_every_n_layers", "local_attention"))
     types = foreign.get("layer_types") or [SLIDING if number % every else FULL for number in range(layers)]
-    if set(types) - {FULL, SLIDING} or len(types) != layers:
-        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
-    window = both // 2 + 1  # the file counts both sides
-    return tuple(window if kind == SLIDING else None for kind in types)
+    return windows_by_type(types, both // 2 + 1, layers)  # the file counts both sides
 
 
 def _count(foreign: Foreign, key: str) -> int:
@@ -296,7 +292,7 @@ def _write(config: ModernBertConfig) -> Foreign:
         "classifier_activation": _theirs(config.head_activation),
         "classifier_pooling": next(theirs for theirs, ours in POOLS.items() if ours == pool),
         "local_attention": 2 * (window - 1),
-        "layer_types": [FULL if one is None else SLIDING for one in config.windows],
+        "layer_types": config.layer_types,
         **full,
         "rope_parameters": tables,
         "pad_token_id": None,  # the default of the class lies outside a small vocabulary

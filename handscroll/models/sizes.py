@@ -1,16 +1,19 @@
 """The facts that every configuration gives about its model, for planner, `info` and lengthening."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
 from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
 from handscroll.models.keys import LONGEST, MOST_LAYERS, short
 from handscroll.nn.positions.rotary import Rotary
 
 DECODER_HEADS = ("text", "tokens", "answer", "none")
+FULL, SLIDING = "full_attention", "sliding_attention"  # the types of layers in `config.json`
 
 
 _COUNTS = frozenset("vocab width layers encoder_layers heads kv_heads head_size mlp_width context trained".split())
@@ -152,6 +155,11 @@ class Rotating(Sizes):
         return getattr(self, "windows", ()) or (None,) * self.layers
 
     @property
+    def layer_types(self) -> list[str]:
+        """The type of each layer in `config.json`."""
+        return [FULL if window is None else SLIDING for window in self.every_window]
+
+    @property
     def every_positions(self) -> tuple[Rotary, ...]:
         """The positions of the full layers, and those of the windowed layers if they differ."""
         return (self.positions,)
@@ -163,6 +171,18 @@ class Rotating(Sizes):
     @property
     def trained(self) -> int:
         return self.positions.trained
+
+
+def windows_by_type(types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer by its type; empty if none has one.
+
+    Raises:
+        ConfigError: there is no type for each layer, or a type is unknown.
+    """
+    if set(types) - {FULL, SLIDING} or len(types) != layers:
+        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
+    found = tuple(window if kind == SLIDING else None for kind in types)
+    return found if any(found) else ()
 
 
 @lru_cache(maxsize=64)

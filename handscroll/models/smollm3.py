@@ -16,6 +16,7 @@ from handscroll.models.foreign import Family, Foreign, only
 from handscroll.models.gguf.side import GGUFSide, Written
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
+from handscroll.models.sizes import FULL, SLIDING, windows_by_type
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.order import Order
 from handscroll.nn.rope import Rotation
@@ -102,8 +103,8 @@ def _windows(foreign: Foreign, rotates: list[Any]) -> tuple[int | None, ...]:
     """The window of each layer, if windows are switched on: where `layer_types` says so, else where none rotates."""
     if not foreign.get("use_sliding_window", False) or foreign.get("sliding_window") is None:
         return ()
-    types = foreign.get("layer_types") or [llama.FULL if turns else llama.SLIDING for turns in rotates]
-    return llama.windows_of(types, foreign["sliding_window"], len(rotates))
+    types = foreign.get("layer_types") or [FULL if turns else SLIDING for turns in rotates]
+    return windows_by_type(types, foreign["sliding_window"], len(rotates))
 
 
 def _write(config: SmolLM3Config) -> Foreign:

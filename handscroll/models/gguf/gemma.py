@@ -6,6 +6,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Foreign
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.sizes import FULL, SLIDING
 
 KEYS = {
     "context_length": "max_position_embeddings",
@@ -20,7 +21,6 @@ KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-FULL, SLIDING = "full_attention", "sliding_attention"
 EVERY = {"gemma2": 2, "gemma3": 6}  # one layer in so many has full attention
 LARGE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scores are scaled by width / heads
 LOCAL_BASE = 10_000.0
@@ -58,7 +58,7 @@ def _write(config: Any, architecture: str) -> Written:
     every = EVERY[architecture]
     wanted = tuple(bool((number + 1) % every) for number in range(config.layers))
     scalar = _scalar(architecture, config.layers, config.width, config.heads, config.head_size)
-    if tuple(window is not None for window in config.windows) != wanted:
+    if tuple(window is not None for window in config.every_window) != wanted:
         raise ConfigError(f"llama.cpp reads all keys in every {every}th layer of a '{architecture}', and in no other")
     if config.query_scalar != scalar or config.attention_bias:
         raise ConfigError(
