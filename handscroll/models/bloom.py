@@ -54,15 +54,8 @@ class BloomConfig(WholeHeads):
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(
-            family=self.family,
-            vocab=self.vocab,
-            layers=(self.layer_spec(),) * self.layers,
-            positions=(Slopes(context=self.context, trained=self.trained, factor=self.factor),),
-            norm="layer",
-            extra=2 * self.width + (0 if self.head is None else self.head.numbers(self.width)),  # 2: embedding norm
-            **self.headed,
-        )
+        positions = Slopes(context=self.context, trained=self.trained, factor=self.factor)
+        return self.model_spec(positions, self.layer_spec(), extra=2 * self.width)  # a norm
 
 
 class Bloom(Layered):

@@ -15,7 +15,7 @@ from pydantic import Field
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
-from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, layer_entries, required
 from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
 from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.heads import Places, headed
@@ -214,27 +214,17 @@ def _write(config: GemmaConfig) -> Foreign:
     return foreign if config.local_base is None else foreign | {"rope_local_base_freq": config.local_base}
 
 
+NAMES = llama.NAMES | {
+    "post_attention_layernorm": "attention_branch_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_branch_norm",
+}
+
+
 def _entries(config: GemmaConfig) -> list[Entry]:
-    bias = config.attention_bias
-    parts = {
-        "self_attn.q_proj": Part("attention.query", bias),
-        "self_attn.k_proj": Part("attention.key", bias),
-        "self_attn.v_proj": Part("attention.value", bias),
-        "self_attn.o_proj": Part("attention.output", bias),
-        "mlp.gate_proj": Part("mlp.gate"),
-        "mlp.up_proj": Part("mlp.up"),
-        "mlp.down_proj": Part("mlp.down"),
-        "input_layernorm": Part("attention_norm"),
-        "post_attention_layernorm": Part("attention_branch_norm"),
-        "pre_feedforward_layernorm": Part("mlp_norm"),
-        "post_feedforward_layernorm": Part("mlp_branch_norm"),
-    }
-    if config.query_key_norm:
-        parts |= {f"self_attn.{short}_norm": Part(f"attention.{name}_norm") for short, name in HEADS.items()}
-    return llama.ends(config.tied) + layer_entries(config.layers, "model.layers", parts)
+    return llama.ends(config.tied) + layer_entries(config.layers, "model.layers", llama.parts(config, NAMES))
 
 
-HEADS = {"q": "query", "k": "key"}
 SMALL = llama.SMALL | {"query_pre_attn_scalar": 12, "sliding_window": 16, "pad_token_id": None}
 FORMS: dict[str, dict[str, Foreign]] = {
     "gemma2": {

@@ -12,7 +12,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
 from handscroll.models.gguf.rope import read_rope, write_rope
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
@@ -98,22 +98,12 @@ def _write(config: GLMConfig) -> Foreign:
 
 
 def _entries(config: GLMConfig) -> list[Entry]:
-    pairs, bias = (config.head_size, config.rotated_size), config.attention_bias
-    parts = {
-        "self_attn.q_proj": Part("attention.query", bias, pairs=pairs),
-        "self_attn.k_proj": Part("attention.key", bias, pairs=pairs),
-        "self_attn.v_proj": Part("attention.value", bias),
-        "self_attn.o_proj": Part("attention.output"),
-        "mlp.gate_up_proj": Part(("mlp.gate", "mlp.up")),
-        "mlp.down_proj": Part("mlp.down"),
-        "input_layernorm": Part("attention_norm"),
-        "post_attention_layernorm": Part("mlp_norm"),
-    }
+    parts = llama.parts(config, pairs=(config.head_size, config.rotated_size))
+    del parts["mlp.gate_proj"], parts["mlp.up_proj"]
+    parts["mlp.gate_up_proj"] = Part(("mlp.gate", "mlp.up"))
     if config.branch_norms:
-        parts |= {
-            "post_self_attn_layernorm": Part("attention_branch_norm"),
-            "post_mlp_layernorm": Part("mlp_branch_norm"),
-        }
+        parts["post_self_attn_layernorm"] = Part("attention_branch_norm")
+        parts["post_mlp_layernorm"] = Part("mlp_branch_norm")
     return llama.ends(config.tied) + layer_entries(config.layers, "model.layers", parts)
 
 
@@ -140,23 +130,14 @@ def _to_gguf(config: GLMConfig, foreign: Foreign) -> Written:
 
 
 def _gguf_entries(config: GLMConfig) -> list[Entry]:
-    pairs, bias = (config.head_size, config.rotated_size), config.attention_bias
-    parts = {
-        "attn_q": Part("attention.query", bias, pairs=pairs),
-        "attn_k": Part("attention.key", bias, pairs=pairs),
-        "attn_v": Part("attention.value", bias),
-        "attn_output": Part("attention.output"),
-        "ffn_up": Part(("mlp.gate", "mlp.up")),
-        "ffn_down": Part("mlp.down"),
-        "attn_norm": Part("attention_norm"),
-        "ffn_norm": Part("mlp_norm"),
-        "post_attention_norm": Part("attention_branch_norm"),
-        "post_ffw_norm": Part("mlp_branch_norm"),
-    }
+    parts = llama.parts(config, llama.GGUF_NAMES, (config.head_size, config.rotated_size))
+    del parts["ffn_gate"]
+    parts["ffn_up"] = Part(("mlp.gate", "mlp.up"))
+    parts["post_attention_norm"], parts["post_ffw_norm"] = Part("attention_branch_norm"), Part("mlp_branch_norm")
     return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts)
 
 
-GGUF = GGUFSide("glm4", llama.GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
+GGUF = GGUFSide("glm4", BASE_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL = llama.SMALL | {"head_dim": 16, "pad_token_id": None}
 FORMS: dict[str, dict[str, Foreign]] = {
     "glm": {"": SMALL, "unbiased": SMALL | {"attention_bias": False, "tie_word_embeddings": True}},

@@ -57,15 +57,8 @@ class BlankGLMConfig(WholeHeads):
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(
-            family=self.family,
-            vocab=self.vocab,
-            layers=(self.layer_spec(),) * self.layers,
-            positions=(Pairs(context=self.context, trained=self.trained, inside=self.inside),),
-            tied=self.tied,
-            norm="layer",
-            reads="blanks",
-        )
+        positions = Pairs(context=self.context, trained=self.trained, inside=self.inside)
+        return self.model_spec(positions, self.layer_spec(), reads="blanks")
 
 
 class BlankGLM(Layered):

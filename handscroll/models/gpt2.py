@@ -48,15 +48,8 @@ class GPT2Config(WholeHeads):
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(
-            family=self.family,
-            vocab=self.vocab,
-            layers=(self.layer_spec(activation=self.activation),) * self.layers,
-            positions=(Table(context=self.context, trained=self.trained),),
-            norm="layer",
-            extra=0 if self.head is None else self.head.numbers(self.width),
-            **self.headed,
-        )
+        positions = Table(context=self.context, trained=self.trained)
+        return self.model_spec(positions, self.layer_spec(activation=self.activation))
 
 
 class GPT2(Layered):

@@ -8,7 +8,7 @@ from torch import Tensor
 from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Family, Foreign, only
-from handscroll.models.gguf.side import GGUFSide
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
 from handscroll.nn.block import Block
@@ -80,7 +80,7 @@ def _write(config: GraniteConfig) -> Foreign:
     return llama.written_form(config, "GraniteForCausalLM") | biases | multipliers
 
 
-GGUF_KEYS = llama.GGUF_KEYS | {
+GGUF_KEYS = BASE_KEYS | {
     "embedding_scale": "embedding_multiplier",
     "attention.scale": "attention_multiplier",
     "residual_scale": "residual_multiplier",

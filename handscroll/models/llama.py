@@ -4,12 +4,14 @@ Decoder layers are pre-norm, with rotary grouped-query attention and a gated MLP
 norms, windows and tied heads, which are plain fields of the configuration.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import model_validator
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -22,7 +24,7 @@ from handscroll.models.foreign import (
     written_ends,
 )
 from handscroll.models.gguf.rope import read_rope, write_rope
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.model import Layered
 from handscroll.models.new import SIZES, About
@@ -190,22 +192,47 @@ def ends(tied: bool) -> list[Entry]:
     return entries if tied else [*entries, Entry("lm_head.weight", ("projection.weight",))]
 
 
-def parts(config: LlamaConfig) -> dict[str, Part]:
-    """The modules of a layer, by their names in the files of this form."""
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    found = {
-        "self_attn.q_proj": Part("attention.query", bias),
-        "self_attn.k_proj": Part("attention.key", bias),
-        "self_attn.v_proj": Part("attention.value", bias),
-        "self_attn.o_proj": Part("attention.output", config.output_bias),
-        "mlp.gate_proj": Part("mlp.gate", mlp_bias),
-        "mlp.up_proj": Part("mlp.up", mlp_bias),
-        "mlp.down_proj": Part("mlp.down", mlp_bias),
-        "input_layernorm": Part("attention_norm"),
-        "post_attention_layernorm": Part("mlp_norm"),
+NAMES = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.output",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "mlp_norm",
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+}
+GGUF_NAMES = {
+    "attn_q": "attention.query",
+    "attn_k": "attention.key",
+    "attn_v": "attention.value",
+    "attn_output": "attention.output",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
+    "attn_norm": "attention_norm",
+    "ffn_norm": "mlp_norm",
+    "attn_q_norm": "attention.query_norm",
+    "attn_k_norm": "attention.key_norm",
+}
+
+
+def parts(config: Any, names: Mapping[str, str] = NAMES, pairs: tuple[int, int] | None = None) -> dict[str, Part]:
+    """The modules of a layer by their `names` in files; `pairs`: how the files store rotated heads (`Entry`)."""
+    layer: LayerSpec = config.spec.layers[0]
+    turned = {"attention.query": pairs, "attention.key": pairs}
+    biases: dict[str, bool] = {"attention.output": layer.output_bias}
+    biases |= dict.fromkeys((*turned, "attention.value"), layer.attention_bias)
+    biases |= dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down"), layer.mlp_bias)
+    absent = () if layer.head_norms or layer.joint_norms else ("attention.query_norm", "attention.key_norm")
+    return {
+        theirs: Part(ours, biases.get(ours, layer.norm == "layer"), pairs=turned.get(ours))
+        for theirs, ours in names.items()
+        if ours not in absent
     }
-    norms = {"self_attn.q_norm": Part("attention.query_norm"), "self_attn.k_norm": Part("attention.key_norm")}
-    return found | norms if config.query_key_norm else found
 
 
 def entries(config: LlamaConfig) -> list[Entry]:
@@ -213,20 +240,8 @@ def entries(config: LlamaConfig) -> list[Entry]:
     return ends(config.tied) + layer_entries(config.layers, "model.layers", parts(config))
 
 
-GGUF_KEYS = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-}
-
-
 def from_gguf(header: Header, mlp_bias: bool = False, tensors: bool = False) -> Foreign:
-    """What the files of this form say besides `GGUF_KEYS`; `tensors`: rotary factors may lie in tensors."""
+    """What the files of this form say besides `BASE_KEYS`; `tensors`: rotary factors may lie in tensors."""
     width, heads = header.need("embedding_length"), header.need("attention.head_count")
     head_size = header.get("attention.key_length", width // heads)
     header.only("attention.value_length", head_size)
@@ -241,7 +256,7 @@ def from_gguf(header: Header, mlp_bias: bool = False, tensors: bool = False) -> 
 
 
 def to_gguf(config: LlamaConfig, tensors: bool = False) -> Written:
-    """The keys that `GGUF_KEYS` leaves out.
+    """The keys that `BASE_KEYS` leaves out.
 
     Raises:
         ConfigError: llama.cpp does not compute the model.
@@ -252,28 +267,10 @@ def to_gguf(config: LlamaConfig, tensors: bool = False) -> Written:
     return Written({"attention.value_length": config.head_size} | rope.keys, rope.tensors)
 
 
-def gguf_parts(config: LlamaConfig, paired: bool) -> dict[str, Part]:
-    """The modules of a layer by their names in GGUF files; some architectures store rotated heads in pairs."""
-    turned = (config.head_size, config.head_size) if paired else None
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    parts = {
-        "attn_q": Part("attention.query", bias, pairs=turned),
-        "attn_k": Part("attention.key", bias, pairs=turned),
-        "attn_v": Part("attention.value", bias),
-        "attn_output": Part("attention.output", config.output_bias),
-        "ffn_gate": Part("mlp.gate", mlp_bias),
-        "ffn_up": Part("mlp.up", mlp_bias),
-        "ffn_down": Part("mlp.down", mlp_bias),
-        "attn_norm": Part("attention_norm"),
-        "ffn_norm": Part("mlp_norm"),
-    }
-    norms = {"attn_q_norm": Part("attention.query_norm"), "attn_k_norm": Part("attention.key_norm")}
-    return parts | norms if config.query_key_norm else parts
-
-
 def gguf_entries(config: LlamaConfig, paired: bool) -> list[Entry]:
-    """The tensors in GGUF files."""
-    return gguf_ends(config.tied) + layer_entries(config.layers, "blk", gguf_parts(config, paired))
+    """The tensors in GGUF files; some architectures store rotated heads in pairs."""
+    pairs = (config.head_size, config.head_size) if paired else None
+    return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts(config, GGUF_NAMES, pairs))
 
 
 def _gguf(name: str) -> GGUFSide:
@@ -288,7 +285,7 @@ def _gguf(name: str) -> GGUFSide:
 
     return GGUFSide(
         architecture,
-        GGUF_KEYS,
+        BASE_KEYS,
         read,
         lambda config, foreign: to_gguf(config, tensors=llama),
         lambda config: gguf_entries(config, paired=llama),

@@ -13,7 +13,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only, required
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
 from handscroll.nn.mlp import Experts
@@ -156,7 +156,7 @@ def _to_gguf(config: MixtureConfig, foreign: Foreign) -> Written:
 
 def _gguf_entries(config: MixtureConfig) -> list[Entry]:
     """All experts of a layer lie in one tensor for each of their matrices."""
-    parts = llama.gguf_parts(config, paired=False)
+    parts = llama.parts(config, llama.GGUF_NAMES)
     for name in ("gate", "up", "down"):
         del parts[f"ffn_{name}"]
         ours = tuple(f"mlp.experts.{number}.{name}" for number in range(config.experts))
@@ -165,7 +165,7 @@ def _gguf_entries(config: MixtureConfig) -> list[Entry]:
     return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts)
 
 
-GGUF_KEYS = llama.GGUF_KEYS | {
+GGUF_KEYS = BASE_KEYS | {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",

@@ -10,7 +10,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only
-from handscroll.models.gguf.side import GGUFSide, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
 from handscroll.nn.attention import Attention
@@ -71,13 +71,13 @@ def _to_gguf(config: Olmo2Config, foreign: Foreign) -> Written:
 
 
 def _gguf_entries(config: Olmo2Config) -> list[Entry]:
-    parts = llama.gguf_parts(config, paired=False)
+    parts = llama.parts(config, llama.GGUF_NAMES)
     parts["post_attention_norm"], parts["post_ffw_norm"] = Part("attention_branch_norm"), Part("mlp_branch_norm")
     del parts["attn_norm"], parts["ffn_norm"]
     return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts)
 
 
-GGUF = GGUFSide(NAME, llama.GGUF_KEYS, llama.from_gguf, _to_gguf, _gguf_entries)
+GGUF = GGUFSide(NAME, BASE_KEYS, llama.from_gguf, _to_gguf, _gguf_entries)
 KEYS = llama.KEYS - {"mlp_bias"}
 ABSENT: Foreign = {"max_position_embeddings": 2048, "eos_token_id": 50279}  # what a file leaves out, as published
 SMALL = llama.SMALL | {"pad_token_id": None}

@@ -11,7 +11,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only
 from handscroll.models.gguf.rope import read_rope, write_rope
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions, rotated_size
 
@@ -138,7 +138,7 @@ def _gguf_entries(config: Phi3Config) -> list[Entry]:
     return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts)
 
 
-GGUF_KEYS = {key: theirs for key, theirs in llama.GGUF_KEYS.items() if theirs != "head_dim"}
+GGUF_KEYS = {key: theirs for key, theirs in BASE_KEYS.items() if theirs != "head_dim"}
 GGUF = GGUFSide(NAME, GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL = llama.SMALL | {"pad_token_id": None}
 LONG = {

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
+from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec, Positions
 from handscroll.models.keys import LONGEST, MOST_LAYERS, short
 from handscroll.nn.positions.rotary import Rotary
 
@@ -125,6 +125,12 @@ class WholeHeads(Sizes):
         biases = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
         form: dict[str, Any] = {"norm": "layer", "gated": False, "activation": "gelu-tanh"} | biases | more
         return LayerSpec(**{name: getattr(self, name) for name in names}, **form)
+
+    def model_spec(self, positions: Positions, layer: LayerSpec, extra: int = 0, **more: Any) -> ModelSpec:
+        """A decoder whose layers are all like `layer`; `extra` are numbers of the embedding."""
+        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "norm": layer.norm} | self.headed | more
+        extra += 0 if self.head is None else self.head.numbers(self.width)
+        return ModelSpec(**about, layers=(layer,) * self.layers, positions=(positions,), extra=extra)
 
 
 class Rotating(Sizes):

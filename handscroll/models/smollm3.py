@@ -13,7 +13,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Family, Foreign, only
-from handscroll.models.gguf.side import GGUFSide, Written
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Written
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
 from handscroll.models.sizes import FULL, SLIDING, windows_by_type
@@ -125,7 +125,7 @@ def _to_gguf(config: SmolLM3Config, foreign: Foreign) -> Written:
 
 GGUF = GGUFSide(
     NAME,
-    llama.GGUF_KEYS,
+    BASE_KEYS,
     lambda header: llama.from_gguf(header, mlp_bias=True, tensors=True),
     _to_gguf,
     lambda config: llama.gguf_entries(config, paired=True),

@@ -5,7 +5,7 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, Part, layer_entries, only
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
 from handscroll.models.positions import read_positions
 
@@ -73,8 +73,6 @@ def _entries(config: StarCoder2Config) -> list[Entry]:
     parts |= {
         "mlp.c_fc": Part("mlp.up", config.mlp_bias),
         "mlp.c_proj": Part("mlp.down", config.mlp_bias),
-        "input_layernorm": Part("attention_norm", True),
-        "post_attention_layernorm": Part("mlp_norm", True),
     }
     last = Entry("model.norm.bias", ("norm.bias",))
     return [*llama.ends(config.tied), last, *layer_entries(config.layers, "model.layers", parts)]
@@ -92,14 +90,13 @@ def _to_gguf(config: StarCoder2Config, foreign: Foreign) -> Written:
 
 
 def _gguf_entries(config: StarCoder2Config) -> list[Entry]:
-    parts = llama.gguf_parts(config, paired=False)
+    parts = llama.parts(config, llama.GGUF_NAMES)
     del parts["ffn_gate"]
-    parts |= {"attn_norm": Part("attention_norm", True), "ffn_norm": Part("mlp_norm", True)}
     last = Entry("output_norm.bias", ("norm.bias",))
     return [*gguf_ends(config.tied), last, *layer_entries(config.layers, "blk", parts)]
 
 
-GGUF_KEYS = {key: theirs for key, theirs in llama.GGUF_KEYS.items() if theirs != "rms_norm_eps"} | {
+GGUF_KEYS = {key: theirs for key, theirs in BASE_KEYS.items() if theirs != "rms_norm_eps"} | {
     "attention.layer_norm_epsilon": "norm_epsilon"
 }
 GGUF = GGUFSide(NAME, GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)

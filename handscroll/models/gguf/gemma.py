@@ -5,18 +5,10 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Foreign
 from handscroll.models.gguf.rope import read_rope, write_rope
-from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.gguf.side import BASE_KEYS, GGUFSide, Header, Written, gguf_ends
 from handscroll.models.sizes import FULL, SLIDING
 
-KEYS = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+KEYS = BASE_KEYS | {
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",

@@ -160,6 +160,19 @@ def shortest(number: float) -> float:
     return float(str(np.float32(number)))
 
 
+# The keys of a decoder with rotary positions and an RMS norm, and those of its `config.json`.
+BASE_KEYS = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+
+
 def gguf_ends(tied: bool) -> list[Entry]:
     """The tensors of every decoder outside its layers: token table, last norm, and an own head."""
     head = [] if tied else [Entry("output.weight", ("projection.weight",))]
