@@ -1,6 +1,7 @@
 """The evaluation report: a page that proves (or refutes) a length claim, from the records of its measurements."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from handscroll.base.errors import DataError
@@ -67,7 +68,7 @@ def evaluation_page(
         trained = _trained(parsed) if trained is None else trained
         target = _target(losses, _of(parsed, Candidates))
         models = list(dict.fromkeys(model for one in parsed if (model := getattr(one, "model", ""))))
-        name = title or (say("Evaluation of {model}", model=models[-1]) if models else say("Evaluation"))
+        name = title or (say("Evaluation of {model}", model=_called(models[-1])) if models else say("Evaluation"))
         about = _reach(trained, target) if subtitle is None else subtitle
         facts = [*_facts(losses, needles, trained, target), *_reaches(parsed)]
         sections = [Section(say("In short"), "", [Facts(facts)])] if facts else []
@@ -76,6 +77,12 @@ def evaluation_page(
 
 
 Make = Callable[[Sequence[Record], int | None, int | None], list[Section]]
+
+
+def _called(model: str) -> str:
+    """A model in a title: the last part of a path, or the name as it was given; the provenance has the whole path."""
+    path = PurePath(model)
+    return path.name if path.is_absolute() else model
 
 
 def _losses(records: Sequence[Record], trained: int | None, target: int | None) -> list[Section]:

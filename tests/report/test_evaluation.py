@@ -59,6 +59,12 @@ def test_repeated_labels_become_unique_names():
     assert "All numbers: after, other, 4K (1)" in html and "All numbers: after, other, 4K (2)" in html
 
 
+def test_a_model_in_a_path_is_called_by_its_name():
+    for given, called in (("/home/me/models/long.gguf", "long.gguf"), ("org/name", "org/name")):
+        page = evaluation_page([perplexity(model=given)])
+        assert page.title == f"Evaluation of {called}" and given in page.provenance.values()
+
+
 def test_a_long_sample_shows_both_ends_and_says_so():
     html = render(evaluation_page([{"kind": "sample", "prompt": "a" * 3000 + "END", "text": "x"}]))
     assert "the first and the last 1,200 of 3,003 characters" in html and "aEND" in html
