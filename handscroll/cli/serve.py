@@ -1,6 +1,8 @@
 """`handscroll serve`: models and documents behind OpenAI's interface."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -75,8 +77,8 @@ def serve(
         "serve",
     )
     say_weights(weights)
-    _speak()
-    run(settings, _told)
+    with _speaking():
+        run(settings, _told)
 
 
 def check_installed() -> None:
@@ -105,13 +107,18 @@ def _told(url: str) -> None:
     error_screen().print(f"listening at {url}; open it in a browser, or ask {url}/v1. Ctrl-C stops.")
 
 
-def _speak() -> None:
+@contextmanager
+def _speaking() -> Iterator[None]:
     """What the server says goes to standard error, one line each: who, what, how it ended, never what was said."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("handscroll.serve")
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def register(app: typer.Typer) -> None:

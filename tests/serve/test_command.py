@@ -1,5 +1,6 @@
 """The command: keys that are made, models that are named, and a process that is told to stop."""
 
+import logging
 import os
 import re
 import shutil
@@ -64,6 +65,7 @@ def test_a_model_that_is_not_there_starts_no_server(tmp_path):
     run("serve", tmp_path / "no.gguf", *where, fails="there is no file")
     run("serve", tmp_path / "no" / "folder", *where, fails="neither a folder, a GGUF file nor a hub id")
     assert not (tmp_path / "store").exists()
+    assert not logging.getLogger("handscroll.serve").handlers  # what it said it does not say for others
 
 
 def test_a_server_without_a_model_that_could_be_loaded_ends(served_models, tmp_path):
