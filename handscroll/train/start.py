@@ -112,16 +112,16 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     heard = (options.on_record, options.on_pulse) if world.first else (None, None)
     progress = train(run, stream, objective, Callbacks(validate, *heard))
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
+    ended = progress.planned >= recipe.steps or progress.stopped  # not by a signal: the same command goes on then
     if recipe.lora is not None and world.first:
-        if recipe.model.path is not None and stands_apart(model):
+        if ended and recipe.model.path is not None and stands_apart(model):
             save_adapter(model, recipe.lora, folder / "adapter", recipe.model.path)
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
     if recipe.model.path is not None:
         lm = trained_from(recipe.model.path, lm)
-    if world.first:
+    if world.first and ended:
         plan.compare()
-    if world.first and (progress.planned >= recipe.steps or progress.stopped):
         lm.save(folder / "model")
     return lm, progress
 

@@ -1,5 +1,9 @@
 """Runs with LoRA over checkpoints of every dtype: written as the checkpoint is stored, changed by the update alone."""
 
+import json
+import os
+import signal
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +14,7 @@ from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM, load
 from handscroll.train.lora import add_lora
 from handscroll.train.recipe import Recipe
-from handscroll.train.start import build_model, run_recipe, trained_from
+from handscroll.train.start import RunOptions, build_model, run_recipe, trained_from
 from tests.conformance.families import FORMS
 from tests.text.small import LINES, trained
 
@@ -77,6 +81,17 @@ def test_a_run_writes_the_dtype_of_its_base(base, tmp_path, dtype, frozen):
         far = (lm.logits(ids).float() - apart.logits(ids)).norm() / apart.logits(ids).norm()
         moved = (load(folder, dtype="float32").logits(ids) - apart.logits(ids)).norm() / apart.logits(ids).norm()
     assert far < (1e-4 if dtype == torch.float32 and exact else 0.02) < moved
+
+
+def test_a_stopped_run_writes_nothing_as_if_it_had_ended(base, tmp_path):
+    base(torch.float32)
+    recipe = Recipe.parse(read_recipe(tmp_path / "recipe.toml", []), "recipe")
+    stop = RunOptions(on_record=lambda record: os.kill(os.getpid(), signal.SIGINT))
+    _, progress = run_recipe(recipe, tmp_path / "run", stop)
+    assert progress.step == 1 and not (tmp_path / "run" / "adapter").exists()
+    assert "actual" not in json.loads((tmp_path / "run" / "plan.json").read_text())
+    _, progress = run_recipe(recipe, tmp_path / "run")
+    assert progress.step == 4 and (tmp_path / "run" / "adapter").exists() and (tmp_path / "run" / "model").exists()
 
 
 def test_frozen_weights_are_held_in_the_dtype_that_the_recipe_names(base, tmp_path):
