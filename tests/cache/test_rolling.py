@@ -240,7 +240,7 @@ def test_a_saved_reading_goes_on_from_the_ends_of_its_parts(policy, tmp_path, mo
     if policy == "int8":
         one = one.float()
         about = Identity("model", "positions", 0, "tokenizer", "float32", policy)
-    number = reading_module._read_into(store, one, about, ToRead(ids, "here"))
+    number = reading_module._read_into(store, one, about, ToRead(ids, "here", policy=policy))
     assert sorted(part.length for part in store.parts()) == [320, 640, 700]
     equal = 2 * 2 * 4 * 700 * (8 * (8 if policy == "full" else 1) + (4 if policy == "int8" else 0))
     assert store.nbytes == sum(part.nbytes for part in store.parts()) < 0.55 * equal

@@ -15,7 +15,7 @@ import handscroll
 import handscroll.lm
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cache.reading.store import Store
-from handscroll.extend.tune import TuneSettings, tune
+from handscroll.extend.tune import TuneSettings, Tuning
 from handscroll.kernels.formats import FORMATS
 from handscroll.models.adapters import Weighted, adapt, merge, weighted
 from handscroll.models.documents import judged
@@ -431,7 +431,7 @@ def test_all_weights_are_not_trained_over_quantised_ones(folders, tmp_path):
     lm, text = handscroll.load(tmp_path / "base.gguf"), tmp_path / "a.txt"
     text.write_text("a quick brown fox " * 200)
     with pytest.raises(ConfigError, match="weights='float'"):
-        tune(lm, 32, TuneSettings(files=(str(text),), steps=1, rows=1), tmp_path / "run")
+        Tuning.of(lm, 32, TuneSettings(files=(str(text),), steps=1, rows=1), tmp_path / "run").run(lm, "pi")
 
 
 def test_a_question_computes_in_the_dtype_that_the_text_was_read_in(folders, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     given(page, "book.txt", BOOK)
     assert watched.serious() == []
     page.click(".library th a")
-    page.wait_for_function("document.activeElement.id === 'question'")
+    page.wait_for_function("() => document.activeElement.id === 'question'")
     page.fill("#question", "What is the word?")
     page.wait_for_selector(".gauge[data-total]")
     page.wait_for_timeout(600)  # longer than the gauge waits for the next key
