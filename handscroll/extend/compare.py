@@ -125,6 +125,8 @@ class Comparison:
             "seeds": self.settings.seeds,
             "windows": len(self.samples),
             "resamples": RESAMPLES,
+            "margin": MARGIN,
+            "penalty": PENALTY,
             "text_sha256": fingerprint(self.samples),
             "certificate": certificate(self.samples),
             "rows": rows,

@@ -170,6 +170,7 @@ CHINESE = {
     "Loss past the trained length": "超出训练长度处的损失",
     "Dot plot of the loss: {values}.": "损失点图：{values}。",
     "The line is the 95% interval over windows.": "线段为窗口的 95% 区间。",
+    "The order is not that of the loss alone: a method has to be {margin} nats better than the model as it is, and what short text loses beyond {guard} nats counts {penalty} times.": "顺序并非只看损失：方法须比原模型好 {margin} 奈特以上；短文本损失超出 {guard} 奈特的部分按 {penalty} 倍计。",
     "{first} beats {second} in {share} of resamples.": "{first} 在 {share} 的重抽样中胜过 {second}。",
     "Methods compared with several seeds": "多个随机种子下的方法比较",
     "loss past the trained length": "超出训练长度处的损失",

@@ -5,8 +5,8 @@ from itertools import pairwise
 from handscroll.report.drawing import NARROW, WIDE
 from handscroll.report.intervals import Interval, intervals
 from handscroll.report.language import joined, say
+from handscroll.report.lengthening import Compared, ComparedRow
 from handscroll.report.page import Figure, Item, Section, Table, Text
-from handscroll.report.records import Compared, ComparedRow
 
 
 def comparison_section(record: Compared) -> Section:
@@ -16,8 +16,8 @@ def comparison_section(record: Compared) -> Section:
     drawn = [Interval(one.method, one.long_loss, one.low, one.high, one is best) for one in record.rows]
     label, title = say("nats per token (lower is better)"), say("Loss past the trained length")
     narrow, wide = (intervals(drawn, title, label, width=width) for width in (NARROW, WIDE))
-    said = "; ".join(f"{one.method} {one.long_loss:.3f}" for one in record.rows)
-    described = say("Dot plot of the loss: {values}.", values=said)
+    values = "; ".join(f"{one.method} {one.long_loss:.3f}" for one in record.rows)
+    described = say("Dot plot of the loss: {values}.", values=values)
     items: list[Item] = [
         Figure(wide, "" if best.low is None else say("The line is the 95% interval over windows."), described, narrow),
         _table(record),
@@ -32,8 +32,9 @@ def comparison_section(record: Compared) -> Section:
         for one, other in pairwise(record.rows)
         if one.ahead is not None
     ]
-    if beats or record.notes:
-        items.append(Text([*([joined(beats)] if beats else []), *record.notes]))
+    said = [*beats, *_order(record)]
+    if said or record.notes:
+        items.append(Text([*([joined(said)] if said else []), *record.notes]))
     if any(len(one.by_seed) > 1 for one in record.rows):
         items.append(_seeds(record))
     title = "Methods compared with several seeds" if record.seeds > 1 else "Methods compared"
@@ -69,6 +70,22 @@ def _first(record: Compared) -> str:
         resamples=f"{record.resamples:,}",
         **values,
     )
+
+
+def _order(record: Compared) -> list[str]:
+    """Why the rows do not stand in the order of their losses, if they do not."""
+    losses = [one.long_loss for one in record.rows]
+    if record.margin is None or record.guard is None or record.penalty is None or losses == sorted(losses):
+        return []
+    return [
+        say(
+            "The order is not that of the loss alone: a method has to be {margin} nats better than the model as it is, "
+            "and what short text loses beyond {guard} nats counts {penalty} times.",
+            margin=f"{record.margin:g}",
+            guard=f"{record.guard:g}",
+            penalty=f"{record.penalty:g}",
+        )
+    ]
 
 
 def _table(record: Compared) -> Table:

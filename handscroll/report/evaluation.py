@@ -8,14 +8,13 @@ from handscroll.base.errors import DataError
 from handscroll.report.comparison import comparison_section
 from handscroll.report.exposure import exposure_section
 from handscroll.report.language import joined, say, speaking
+from handscroll.report.lengthening import Candidates, Compared
 from handscroll.report.losses import loss_section, tail_loss, training_section
 from handscroll.report.needles import found, needle_section
 from handscroll.report.numbers import capital, loss, share, unique
 from handscroll.report.page import Code, Facts, Item, Page, Section, Table
 from handscroll.report.reach import length_section, percent, reached, ruler_section
 from handscroll.report.records import (
-    Candidates,
-    Compared,
     Doctor,
     Exposure,
     Leak,

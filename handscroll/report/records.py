@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.report.lengthening import Candidates, Compared
 from handscroll.report.record import Count, Number, Part, Record, Share
 
 
@@ -66,57 +67,6 @@ class Needle(Record):
         if len(self.accuracy) != rows or any(len(row) != columns for row in self.accuracy):
             raise ValueError(f"accuracy must have {rows} rows (depths) of {columns} values (lengths)")
         return self
-
-
-class Candidate(Part):
-    """One method of a bake-off."""
-
-    method: str
-    long_loss: Number | None
-    short_loss: Number | None
-    verdict: str = ""
-    chosen: bool = False
-
-
-class Candidates(Record):
-    """The bake-off: every method tried at the target length."""
-
-    target: int
-    rows: tuple[Candidate, ...] = Field(min_length=1)
-    trained: int | None = None
-
-
-class ComparedRow(Part):
-    """One method of a comparison: its loss past the trained length with a 95 % interval and by seed, the rise of the
-    loss of short text, the share of needles found, the shares of resamples in which it is the `first` of all and
-    `ahead` of the next row, and what it cost. A single window has no interval and no shares."""
-
-    method: str
-    long_loss: Number
-    low: Number | None
-    high: Number | None
-    by_seed: tuple[Number, ...] = ()
-    short_loss: Number
-    rise: Number
-    needles: Share | None = None
-    first: Share | None
-    ahead: Share | None = None
-    tokens: Count
-    seconds: Number | None = None
-
-
-class Compared(Record):
-    """Every method of lengthening on the same windows of several seeds, the best first."""
-
-    model: str
-    trained: int
-    target: int
-    measured_to: int
-    seeds: Count
-    windows: Count
-    resamples: Count
-    rows: tuple[ComparedRow, ...] = Field(min_length=1)
-    notes: tuple[str, ...] = ()
 
 
 class PolicyRow(Part):

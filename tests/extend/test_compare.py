@@ -59,6 +59,12 @@ def test_records_make_a_page(made):
     assert kinds[0] == "Compared" and kinds.count("Perplexity") == 6
     page = render(evaluation_page(records))
     assert "Methods compared with several seeds" in page and "resamples" in page
+    for row, loss in zip(records[0]["rows"], [3.0, 2.99, 3.1], strict=False):
+        row["long_loss"] = loss
+    assert "has to be 0.02 nats better" in render(evaluation_page(records[:1]))
+    records[0]["rows"][1]["long_loss"] = 3.01
+    records[0]["rows"] = records[0]["rows"][:3]
+    assert "nats better" not in render(evaluation_page(records[:1]))
 
 
 def test_one_window_tells_no_interval(lm):
