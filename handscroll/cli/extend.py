@@ -187,14 +187,16 @@ def show_comparison(comparison: Any) -> None:
     rows = []
     for line in comparison.lines:
         one, found = line.standing, "-" if line.found is None else f"{line.found:.0%}"
-        ends = f"{line.low:.3f}-{line.high:.3f}"
-        row = [one.candidate.name, one.long, ends, f"{one.rise:+.3f}", found, f"{line.first:.0%}", line.tokens]
-        rows.append([*row, f"{line.seconds:.1f}"])
+        ends = "-" if line.low is None else f"{line.low:.3f}-{line.high:.3f}"
+        sure = "-" if line.first is None else f"{line.first:.0%}"
+        rows.append([one.candidate.name, one.long, ends, f"{one.rise:+.3f}", found, sure, line.tokens])
+        rows[-1].append(f"{line.seconds:.1f}")
     seeds = f"{comparison.settings.seeds} seeds, {len(comparison.samples)} windows of {real:,} tokens"
     screen().print(table(heads, rows, f"nats per token; {seeds}; short text: {comparison.base:.3f} as it is"))
     for before, after in zip(comparison.lines, comparison.lines[1:], strict=False):
-        first, second = before.standing.candidate.method, after.standing.candidate.method
-        screen().print(f"{first} beats {second} in {before.ahead:.1%} of resamples")
+        if before.ahead is not None:
+            first, second = before.standing.candidate.method, after.standing.candidate.method
+            screen().print(f"{first} beats {second} in {before.ahead:.1%} of resamples")
     for note in comparison.notes:
         screen().print(note)
 

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 import handscroll
 from handscroll.base.errors import ConfigError, DataError
+from handscroll.cli.extend import show_comparison
 from handscroll.cli.main import app
 from handscroll.extend.compare import Comparing
 from handscroll.extend.extend import extension
@@ -67,9 +68,11 @@ def test_records_make_a_page(made):
     assert "nats better" not in render(evaluation_page(records[:1]))
 
 
-def test_one_window_tells_no_interval(lm):
+def test_one_window_tells_no_interval(lm, capsys):
     found = extension(lm, 128, text=TEXT, compare=Comparing(seeds=1, windows=1, readings=4, needles=0)).comparison
     assert all((line.low, line.high, line.first, line.ahead) == (None,) * 4 for line in found.lines)
+    show_comparison(found)
+    assert "resamples" not in capsys.readouterr().out
     records = json.loads(json.dumps(found.records()))
     for language, said in (("en", "one window does not tell how sure that is"), ("zh", "仅有一个窗口")):
         page = render(evaluation_page(records, language=language))
