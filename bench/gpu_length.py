@@ -6,7 +6,7 @@
 `ruler` lengthens MODEL and asks it RULER's thirteen tasks. `train` makes a Llama of 39 million weights with 2,048
 tokens of context. `compare` lengthens it by every method and by searched factors to 32,768 and 131,072 tokens: all
 read the same windows, and the reports draw their losses by position. Each step is a command of `handscroll`, which is
-printed; one that has ended is not done again. `--small` does the same on a CPU in a minute, with small numbers, to try it.
+printed; one that has ended is not done again. `--small` does the same on a CPU in a minute, with small numbers.
 """
 
 import argparse
