@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.kept import claim
+
+STEPS = ("ruler", "train", "compare")
 RECIPE = """
 seed = 1
 [text]
@@ -103,7 +106,10 @@ def commands(options: argparse.Namespace, sizes: Sizes) -> list[tuple[str, Path,
         how += ["--measured", str(target // 2), "--needles", "1", "--out", str(made)]
         words = ["extend", str(out / "run" / "model"), "--to", str(target), *how, *texts, *device]
         found.append(("compare", made, words))
-    return [one for one in found if one[0] in options.steps.split(",")]
+    asked = [step.strip() for step in options.steps.split(",")]
+    if unknown := [step for step in asked if step not in STEPS]:
+        raise SystemExit(f"--steps: '{unknown[0]}' is none of {', '.join(STEPS)}")
+    return [one for one in found if one[0] in asked]
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -112,7 +118,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--train", nargs="+", required=True, help="books to learn from")
     parser.add_argument("--text", nargs="+", required=True, help="other books, on which the methods are compared")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", default="ruler,train,compare")
+    parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--small", action="store_true")
     return parser
 
@@ -120,8 +126,10 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     sizes = SMALL if options.small else GPU
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "recipe.toml").write_text(sizes.recipe(options.train), encoding="utf-8")
+    recipe = sizes.recipe(options.train)
+    for _, left, words in commands(options, sizes):
+        claim(left, {"words": words, "recipe": recipe}, "give another --out")
+    (options.out / "recipe.toml").write_text(recipe, encoding="utf-8")
     for step, left, words in commands(options, sizes):
         print(f"$ handscroll {' '.join(words)}", flush=True)
         if left.exists():

@@ -292,6 +292,7 @@ def main() -> None:
         if path.exists():
             continue
         print(f"{name} {way}, seed {seed}", flush=True)
+        claim(path, _settings(options, way))  # once more: another process may have noted other settings
         if way in simple:
             said = simple[way](DATA[name], train, test)
         elif way in FROZEN:

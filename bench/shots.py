@@ -92,10 +92,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    names, counts = (
-        tuple(name for name in given.names.split(",") if name),
-        [int(one) for one in given.counts.split(",")],
-    )
+    names = tuple(name for name in given.names.split(",") if name)
+    counts = [int(one) for one in given.counts.split(",")]
     values: dict[str, Any] = {"task": {"name": given.task}, "model": given.model, "data": {}}
     for one in given.set:
         apply_override(values, one)

@@ -181,10 +181,10 @@ def model_of(name: str, about: "About", model: str, adapter: list[str] | None, h
             raise
         over = ", ".join(about.adapters)
         who = f"the model {about.source}" + (f" under the adapters {over}" if over else "")
-        also = ", or with --adapter if its adapters were" if over else ""
+        now = "they are now: with --model if the model was moved, or with --adapter if its adapters were"
         raise CheckpointError(
-            f"'{name}' was read with {who}, which cannot be loaded: {error}. Say where they are now: with --model if "
-            f"the model was moved{also}"
+            f"'{name}' was read with {who}, which cannot be loaded: {error}. Say where "
+            f"{now if over else 'it is now with --model'}"
         ) from None
 
 

@@ -1,6 +1,8 @@
 """The records of ways to lengthen a model: a bake-off at one length, and a comparison with several seeds."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from handscroll.report.record import Count, Number, Part, Record, Share
 
@@ -61,3 +63,12 @@ class Compared(Record):
     penalty: Number | None = None
     rows: tuple[ComparedRow, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sure(self) -> Self:
+        """Records of earlier versions have an interval and shares of a single window, which mean nothing."""
+        if self.windows == 1:
+            nothing: dict[str, None] = dict.fromkeys(("low", "high", "first", "ahead"))
+            rows = tuple(row.model_copy(update=nothing) for row in self.rows)
+            object.__setattr__(self, "rows", rows)
+        return self

@@ -17,8 +17,8 @@ from handscroll.base.workload import MEMORY, Workload
 from handscroll.data.table.write import plain
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
+from handscroll.models.adapters import write_task
 from handscroll.models.locate import locate
-from handscroll.models.weights import TASK
 from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.tasks.card import card
@@ -200,9 +200,9 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     task.begin(run, rows.rows)
     options.on_steps(steps)
     progress = train(run, stream, task.objective(lm.model), Callbacks(validate, options.on_record, options.on_pulse))
-    plan.compare()
     if progress.planned < steps and not progress.stopped:
         return Tuned(lm, task, progress, {}, folder)
+    plan.compare()
     return _finished(recipe, folder, options, ready, plan, progress)
 
 
@@ -210,18 +210,19 @@ def _finished(
     recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready, plan: Planned, progress: Progress
 ) -> Tuned:
     """Save the model, then score it on what was held out, and write what a person reads."""
-    lm, task = ready.lm, ready.task.finished(ready.lm)
-    ready = replace(ready, task=task)
+    task = ready.task.finished(ready.lm)
+    settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    lm = replace(ready.lm, task=settings.encode())
+    ready = replace(ready, lm=lm, task=task)
     apart = recipe.tuning.way == "lora" and not recipe.tuning.merge and (stands_apart(lm.model) or quantised(lm.model))
     saved = folder / ("adapter" if apart else "model")
     if apart:
         save_adapter(lm.model, recipe.tuning.adapter, saved, str(locate(recipe.model).resolve()))
+        write_task(lm.task, saved)
     else:
         if recipe.tuning.way == "lora":
             merge_lora(lm.model)
         lm.save(saved)
-    settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    write_file(saved / TASK, settings.encode())
     if lm.stored not in (None, lm.model.dtype):  # the scores are those of the numbers that were written
         lm = task.ready(load(saved), recipe.tuning.seed)
     scored: dict[str, dict[str, Mapping[str, Measured]]] = {}

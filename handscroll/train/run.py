@@ -326,12 +326,11 @@ def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     if not (folder / RECIPE).exists():
         return
     before, now = (_meant(found) for found in (read_json(folder / RECIPE), json.loads(json.dumps(resolved))))
-    changed = []
+    if any((part in before) != (part in now) for part in SETTINGS):
+        raise CheckpointError(f"{folder} holds a run of another command: choose another run folder")
+    changed: list[str] = []
     for part in sorted({*before, *now}):
-        if part in SETTINGS and not (part in before and part in now):
-            changed.append(part)  # a run of another command
-        else:
-            changed += _changed(before.get(part), now.get(part), "" if part in SETTINGS else part)
+        changed += _changed(before.get(part), now.get(part), "" if part in SETTINGS else part)
     if changed:
         raise CheckpointError(
             f"{folder} was started with another recipe (differs in: {'; '.join(changed)}); "

@@ -108,7 +108,7 @@ class Live:
     def engine(self):
         return self.serving.models.all["tiny"].engine
 
-    def until(self, what, seconds: float = 10.0) -> None:
+    def until(self, what, seconds: float = 60.0) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not what():

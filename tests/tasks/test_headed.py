@@ -56,10 +56,10 @@ def test_a_decoder_keeps_the_units_in_the_task_and_its_adapter_gives_the_same_nu
     data = scored(tmp_path / "train.csv")
     how = {"way": "lora", "epochs": 2}
     run = recipe(tiny(tmp_path / "llama", "llama"), data, how, {"name": "regress"}, columns={"number": "stars"})
-    finetune(run, tmp_path / "run")
+    made = finetune(run, tmp_path / "run")
     told = rows(tmp_path / "run" / "valid.predictions.jsonl")
     lm, task = load_tuned(tmp_path / "run")
-    assert task.deviation > 20
+    assert task.deviation > 20 and json.loads(made.lm.task) == json.loads(lm.task)
     found = predict(lm, task, TaskData(train=(str(data),), columns={"number": "stars"}))
     said = {e["text"]: p.output for e, p in zip(found.part.examples, found.predictions, strict=True)}
     assert all(one["prediction"] == pytest.approx(said[one["text"]], abs=1e-3) for one in told)
