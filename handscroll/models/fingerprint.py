@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 
 from handscroll.cache.reading.identity import Identity
+from handscroll.cache.table import DEFAULT
 from handscroll.models.model import Model
 
 _known: WeakKeyDictionary[Model, tuple[Any, str]] = WeakKeyDictionary()
 
 
-def identity(model: Model, tokenizer: str, length: int, policy: str = "full") -> Identity:
+def identity(model: Model, tokenizer: str, length: int, policy: str = DEFAULT) -> Identity:
     """The identity of a reading that `model` makes in a request of `length` tokens; `tokenizer` is its fingerprint."""
     spec = model.spec
     return Identity(

@@ -115,6 +115,8 @@ def new(sizes: dict[str, Any], about: About, name: Name = "gemma2") -> GemmaConf
     form["score_cap"], form["logit_cap"] = CAPS[name]
     if "head_size" in sizes:
         form["query_scalar"] = sizes["head_size"]
+    if "layers" in sizes:
+        form["windows"] = (None,) * sizes["layers"]
     return GemmaConfig.parse(form | unscaled(sizes), SIZES)
 
 
@@ -173,7 +175,7 @@ def _windows(foreign: Foreign, name: Name, layers: int) -> tuple[int | None, ...
     window = foreign.get("sliding_window", 4096)
     if SLIDING in types and window is None:
         raise ConfigError("layer_types names sliding_attention but no sliding_window is in force")
-    return windows_by_type(types, window, layers)
+    return windows_by_type(types, window, layers) or (None,) * layers  # as saved readings know such a model
 
 
 def _local_base(foreign: Foreign, head_size: int) -> float:

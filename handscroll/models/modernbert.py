@@ -247,7 +247,7 @@ def _windows(foreign: Foreign, layers: int) -> tuple[int | None, ...]:
     """One window for each layer, from `layer_types` or, in older files, from which layers are full."""
     every, both = (_count(foreign, key) for key in ("global_attn_every_n_layers", "local_attention"))
     types = foreign.get("layer_types") or [SLIDING if number % every else FULL for number in range(layers)]
-    return windows_by_type(types, both // 2 + 1, layers)  # the file counts both sides
+    return windows_by_type(types, both // 2 + 1, layers) or (None,) * layers  # the file counts both sides
 
 
 def _count(foreign: Foreign, key: str) -> int:

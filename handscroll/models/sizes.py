@@ -145,7 +145,9 @@ class Rotating(Sizes):
     @model_validator(mode="after")
     def _rotates(self):
         if self.rotary_size % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
+            raise ValueError(f"rotary positions need an even number of rotated values, got {self.rotary_size}")
+        if any(window is not None and window < 1 for window in self.every_window):
+            raise ValueError(f"windows have at least one token, got {self.every_window}")
         if len(self.every_window) != self.layers:
             raise ValueError(f"{len(self.every_window)} windows for {self.layers} layers")
         return self

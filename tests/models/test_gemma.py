@@ -37,6 +37,17 @@ def test_a_table_for_each_kind_of_layer():
     assert read(rope_local_base_freq=None).local_base == 10_000.0 and read().positions.base == 1_000_000.0
 
 
+def test_a_model_without_windows_names_each_layer_as_its_saved_readings_do():
+    config = read(layer_types=[FULL] * 3)
+    assert config.windows == (None, None, None) == config.every_window and config.layer_types == [FULL] * 3
+
+
+@pytest.mark.parametrize("windows", [(0, None, None), (-1, 16, None)])
+def test_a_window_without_a_token_is_refused(windows):
+    with pytest.raises(ValueError, match="at least one token"):
+        type(read()).model_validate(read().model_dump() | {"windows": windows})
+
+
 @pytest.mark.parametrize("scaling", [{}, {"rope_type": "linear", "factor": 4.0}])
 def test_what_the_reference_library_writes_is_read(tmp_path, scaling):
     """transformers 5 has a table for each kind of layer, and scales those that see all alone."""

@@ -115,7 +115,8 @@ def by_row(table: Table, found: Iterable[tuple[str, Sequence[Message]]]) -> list
     """
     texts: dict[str, list[str]] = {}
     for place, messages in found:
-        texts.setdefault(place, []).append(asked(messages))
+        if text := asked(messages):
+            texts.setdefault(place, []).append(text)
     return [" ".join(texts.get(record.place, ())) for record in table]
 
 

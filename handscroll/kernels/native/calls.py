@@ -258,7 +258,9 @@ def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
         return GRADIENT
     if refused := _refuses_floats(x) or _refuses_matrix(x, raw, inner):
         return refused
-    return "" if _tiled(number) else "the format is not read in whole numbers here (that needs AVX-512 VNNI and VBMI)"
+    return (
+        "" if _tiled(number) else "the format has no reader of whole numbers, or the processor no AVX-512 VNNI and VBMI"
+    )
 
 
 def multiply(
