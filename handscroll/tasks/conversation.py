@@ -70,7 +70,7 @@ def encode_preference(
     """
     if list(chosen) == list(rejected):
         raise DataError(f"{place}: the chosen and the rejected answer are the same; leave the row out")
-    before = [{**one, WEIGHT: 0} if one.get("role") == "assistant" else one for one in prompt]
+    before = untrained(prompt)
     sides = [
         encode_conversation(speaker, [*before, *way], ends=ends, now=now, place=place) for way in (chosen, rejected)
     ]
@@ -80,6 +80,11 @@ def encode_preference(
             "way than the last: compare one turn after a common prompt"
         )
     return Pair(sides[0][0], sides[1][0])
+
+
+def untrained(messages: Sequence[Message]) -> list[Message]:
+    """The messages with weight 0 for every answer: read and not trained, and their turns are not looked for."""
+    return [{**one, WEIGHT: 0} if one.get("role") == "assistant" else one for one in messages]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -12,6 +12,7 @@ from handscroll.base.errors import DataError
 from handscroll.data.encoded import Encoded
 from handscroll.generate.asked import Form
 from handscroll.lm import LM
+from handscroll.tasks.conversation import untrained
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import Example, OnDone, Prediction
 from handscroll.tasks.writer import Writer, learned
@@ -95,7 +96,7 @@ class LabelWords:
         Raises:
             CapacityError: one exceeds the context.
         """
-        before = self._turns(shots)
+        before = untrained(self._turns(shots))
         asked = f"{notes}\n\n{self.asked(text)}" if notes else self.asked(text)
         turns = [*before, _turn("user", asked)]
         examples = [self._last(writer, [*turns, _turn("assistant", word)], place) for word in self._words.values()]

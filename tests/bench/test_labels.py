@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import augment, far_labels, labels
+from tests.tasks.material import table, tiny
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_options_of_tuning_are_refused_where_nothing_is_tuned(tune, capsys, more
     run, _ = tune
     with pytest.raises(SystemExit):
         run("--ways", "majority,tfidf", *more)
-    assert f"{more[0]} is for ways that tune" in capsys.readouterr().err
+    assert f"{more[0]} is for the ways lstm, head" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -126,3 +127,29 @@ def test_the_systems_of_one_table_are_of_the_same_settings(tmp_path, other):
     (tmp_path / "test.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit, match="give another --work"):
         far_labels.settle(Namespace(**given | other), ["cut"])
+
+
+def test_the_peer_holds_no_rows_out(tune, capsys):
+    run, _ = tune
+    with pytest.raises(SystemExit):
+        run("--ways", "peer", "--minilm", "encoder", "--held-out", "0")
+    assert (
+        "--held-out is for the ways lstm, head, lora, full, qwen, and peer holds out nothing" in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        run("--ways", "tfidf", "--seeds", "1")
+    assert "and tfidf tunes nothing" in capsys.readouterr().err
+
+
+def test_the_peer_learns_by_the_trainer_of_transformers(tmp_path):
+    """One word of each text tells its label."""
+    encoder, train, test = (
+        tiny(tmp_path / "encoder"),
+        table(tmp_path / "train.csv", 96),
+        table(tmp_path / "test.csv", 8),
+    )
+    (encoder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "TokenizersBackend", "pad_token": "w0"})
+    )
+    said = labels.peer(Namespace(minilm=str(encoder), epochs=20), 0, tmp_path, train, test)
+    assert said == ["bad", "good"] * 4

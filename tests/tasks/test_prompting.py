@@ -15,6 +15,7 @@ from handscroll.tasks.label_words import NOTHING, LabelWords
 from handscroll.tasks.prompting import Prompting, notes_of
 from handscroll.tasks.task import Example
 from handscroll.tasks.writer import Writer
+from handscroll.text.chat.template import ChatTemplate
 from tests.tasks.chats import lines, saved, talker
 from tests.tasks.material import rows
 
@@ -135,6 +136,20 @@ def test_label_words_are_scored_and_calibrated(lm):
         Classify().prompted(lm, examples, Prompting())
     with pytest.raises(DataError, match="a different one for each"):
         Classify(labels=("a", "b"), words=("x", "x")).prompted(lm, examples, Prompting())
+
+
+def test_many_shots_do_not_multiply_the_renderings_of_a_question(lm, monkeypatch):
+    """Each rendering writes all shots, so one for each shot would make the time of a question grow by their square."""
+    rendered, render = [], ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda self, *a, **k: rendered.append(1) or render(self, *a, **k))
+    task = Classify(labels=("bad", "good"), words=("lazy", "quick"))
+    shots = [Example(f"s {n}", {"text": f"brown {n}", "label": "bad"}) for n in range(6)]
+    counts = []
+    for count in (1, 6):
+        rendered.clear()
+        task.prompted(lm, [Example("row 1", {"text": "the fox", "label": "good"})], Prompting(count, shots))
+        counts.append(len(rendered))
+    assert counts[0] == counts[1]
 
 
 def test_both_texts_of_a_pair_are_asked_and_tell_questions_apart(lm, monkeypatch):
