@@ -15,6 +15,13 @@ namespace {
 
 constexpr int CHUNK = 64;  // bytes of a register
 
+// sum += the products of four unsigned bytes of a with the signed ones of b, in each lane. GCC 12 copies sums around the
+// intrinsic of this, and has no registers left then.
+inline __m512i products(__m512i sum, __m512i a, __m512i b) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
+
 // In each 128 bits: byte 4 i + j of y[m] becomes byte 4 j + m of y[i].
 inline void turn_bytes(__m512i* y) {
     const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);
@@ -64,42 +71,7 @@ class Integers {
 
     void score(const int8_t* keys, int64_t at, int count, const int8_t* next, float* scores) const {
         fetch(scales.keys + at + BLOCK<int8_t>, 4 * BLOCK<int8_t>), fetch(scales.values + at + BLOCK<int8_t>, 4 * BLOCK<int8_t>);
-        __m512i parts[R][BLOCK<int8_t> / 4];
-        for (int j = 0; j < count; j += 8) {
-            __m512i sums[2 * R][2];
-            for (int i = 0; i < 2 * R; i++) sums[i][0] = sums[i][1] = _mm512_setzero_si512();
-            for (int c = 0; c < chunks; c++) {
-                __m512i k[2][4];
-#pragma GCC unroll 2
-                for (int h = 0; h < 2; h++) {
-                    four(keys, j + 4 * h, count, c, next, k[h]);
-                    for (int i = 0; i < 4; i++)  // on this side the products take unsigned numbers
-                        k[h][i] = _mm512_xor_si512(k[h][i], _mm512_set1_epi8(-128));
-                    turn_words(k[h]);
-                }
-                const Line* q = planes.data() + c * 4 * 2 * R;
-                asm("" : "+r"(q));  // otherwise the compiler keeps queries in registers and sums in memory
-                for (int m = 0; m < 4; m++)
-                    for (int i = 0; i < 2 * R; i++) {
-                        const __m512i x = _mm512_load_si512(q + m * 2 * R + i);
-                        for (int h = 0; h < 2; h++) sums[i][h] = _mm512_dpbusd_epi32(sums[i][h], k[h][m], x);
-                    }
-            }
-            for (int r = 0; r < R; r++)
-                for (int h = 0; h < 2; h++)
-                    parts[r][j / 4 + h] = _mm512_add_epi32(_mm512_slli_epi32(sums[2 * r][h], 8), sums[2 * r + 1][h]);
-        }
-        for (int j = 0; j < count; j += 16) {
-            const __m512 steps = _mm512_maskz_loadu_ps(some(count - j), scales.keys + at + j);
-            for (int r = 0; r < R; r++) {
-                __m512i* p = parts[r] + j / 4;
-                across(p);
-                const __m512i s = _mm512_add_epi32(_mm512_add_epi32(p[0], p[1]), _mm512_add_epi32(p[2], p[3]));
-                const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(offsets[r])));
-                const __m512 found = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_set1_ps(factors[r])), steps);
-                store(scores + r * BLOCK<int8_t> + j, (f16v)found);
-            }
-        }
+        known(count % 8 == 0, [&](auto constant, auto whole) { score_of<constant, whole>(keys, at, count, next, scores); });
     }
 
     // Weights up to the next multiple of 16 are 0.
@@ -126,54 +98,121 @@ class Integers {
                 _mm_store_si128((__m128i*)(bytes[1][r] + j), _mm512_cvtepi32_epi8(n));
             }
         }
-        __m512i turned[BLOCK<int8_t>];
-        for (int c = 0; c < chunks; c++) {
-            for (int j = 0; j < count; j += 4) {  // the bytes of four values side by side
-                __m512i* v = turned + j;
-                four(values, j, count, c, next, v);
-                turn_bytes(v);
+        known(count % 4 == 0, [&](auto constant, auto whole) {
+            constexpr int E = constant;
+            for (int c = 0; c < (E ? (E + CHUNK - 1) / CHUNK : chunks); c++) {
+                columns<E, whole, 0, (R < 4 ? R : 2)>(bytes, steps, values, count, c, next, out);
+                if constexpr (R == 4) columns<E, whole, 2, 2>(bytes, steps, values, count, c, next, out);  // four rows: too many sums
             }
-            for (int r = 0; r < R; r++) columns(turned, bytes[0][r], bytes[1][r], steps[r], count, c, out + r * size);
-        }
+        });
     }
 
   private:
     struct alignas(64) Line { int8_t bytes[CHUNK]; };
 
-    // Chunk c of rows j .. j + 3; if there are fewer rows, the last one is repeated. The rows at `next` are read soon.
-    void four(const int8_t* rows, int j, int count, int c, const int8_t* next, __m512i* found) const {
-        const int here = size - CHUNK * c;
-        const auto all = [&](auto row) {
-            for (int i = 0; i < 4; i++) {
-                const int64_t at = (int64_t)row(j + i) * size + CHUNK * c;
-                found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
-                                        : _mm512_loadu_si512(rows + at);  // as in blocks.h, a mask only if it is needed
-                __builtin_prefetch(next + at, 0, 0);
-            }
+    // Calls `with` for E, the size if the compiler may know it, or 0, and for `whole`: whether no group of rows is cut.
+    template <class With>
+    void known(bool whole, With with) const {
+        const auto sized = [&](auto constant) {
+            if (whole) with(constant, std::true_type{});
+            else with(constant, std::false_type{});
         };
-        if (j + 4 <= count) all([](int n) { return n; });
-        else all([count](int n) { return std::min(n, count - 1); });
+        if (size == 64) sized(std::integral_constant<int, 64>{});
+        else if (size == 128) sized(std::integral_constant<int, 128>{});
+        else sized(std::integral_constant<int, 0>{});
     }
 
-    // out += the numbers from CHUNK * c on of the values, weighted by two planes of bytes.
-    void columns(const __m512i* turned, const uint8_t* upper, const uint8_t* lower, float step, int count, int c,
-                 float* out) const {
-        __m512i high[4], low[4];
-        for (int m = 0; m < 4; m++) high[m] = low[m] = _mm512_setzero_si512();
-        for (int j = 0; j < count; j += 4) {
-            int32_t h, l;
-            memcpy(&h, upper + j, 4), memcpy(&l, lower + j, 4);
-            for (int m = 0; m < 4; m++) {
-                __m512i v = turned[j + m];
-                asm("" : "+v"(v));  // read once
-                high[m] = _mm512_dpbusd_epi32(high[m], _mm512_set1_epi32(h), v);
-                low[m] = _mm512_dpbusd_epi32(low[m], _mm512_set1_epi32(l), v);
+    template <int E, bool WHOLE>
+    void score_of(const int8_t* keys, int64_t at, int count, const int8_t* next, float* scores) const {
+        __m512i parts[R][BLOCK<int8_t> / 4];
+        for (int j = 0; j < count; j += 8) eight<E, WHOLE>(keys, j, count, next, parts);
+        for (int j = 0; j < count; j += 16) {
+            const __m512 steps = _mm512_maskz_loadu_ps(some(count - j), scales.keys + at + j);
+            for (int r = 0; r < R; r++) {
+                __m512i* p = parts[r] + j / 4;
+                across(p);
+                const __m512i s = _mm512_add_epi32(_mm512_add_epi32(p[0], p[1]), _mm512_add_epi32(p[2], p[3]));
+                const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(offsets[r])));
+                const __m512 found = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_set1_ps(factors[r])), steps);
+                store(scores + r * BLOCK<int8_t> + j, (f16v)found);
             }
         }
-        for (int m = 0; m < 4; m++) high[m] = _mm512_add_epi32(_mm512_slli_epi32(high[m], 8), low[m]);
-        across(high);
-        for (int e = CHUNK * c, m = 0; m < 4 && e < size; m++, e += 16)
-            store(out + e, load(out + e) + (f16v)_mm512_cvtepi32_ps(high[m]) * splat(step));
+    }
+
+    // Scores of keys j .. j + 7, as four sums each.
+    template <int E, bool WHOLE>
+    void eight(const int8_t* keys, int j, int count, const int8_t* next, __m512i (*parts)[BLOCK<int8_t> / 4]) const {
+        __m512i sums[2 * R][2];
+        for (int i = 0; i < 2 * R; i++) sums[i][0] = sums[i][1] = _mm512_setzero_si512();
+        for (int c = 0; c < (E ? (E + CHUNK - 1) / CHUNK : chunks); c++) {
+            __m512i k[2][4];
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                four<E, WHOLE>(keys, j + 4 * h, count, c, next, k[h]);
+                for (int i = 0; i < 4; i++)  // on this side the products take unsigned numbers
+                    k[h][i] = _mm512_xor_si512(k[h][i], _mm512_set1_epi8(-128));
+                turn_words(k[h]);
+            }
+            const Line* q = planes.data() + c * 4 * 2 * R;
+            asm("" : "+r"(q));  // otherwise the compiler keeps queries in registers and sums in memory
+#pragma GCC unroll 4
+            for (int m = 0; m < 4; m++)
+#pragma GCC unroll 8
+                for (int i = 0; i < 2 * R; i++) {
+                    __m512i x = _mm512_load_si512(q + m * 2 * R + i);
+                    asm("" : "+v"(x));  // read once
+#pragma GCC unroll 2
+                    for (int h = 0; h < 2; h++) sums[i][h] = products(sums[i][h], k[h][m], x);
+                }
+        }
+        for (int r = 0; r < R; r++)
+            for (int h = 0; h < 2; h++)
+                parts[r][j / 4 + h] = _mm512_add_epi32(_mm512_slli_epi32(sums[2 * r][h], 8), sums[2 * r + 1][h]);
+    }
+
+    // Chunk c of rows j .. j + 3; if they are not all there, the last one is repeated. The rows at `next` are read soon.
+    template <int E, bool WHOLE>
+    void four(const int8_t* rows, int j, int count, int c, const int8_t* next, __m512i* found) const {
+        const int64_t width = E ? E : size;
+        const int here = (int)width - CHUNK * c;
+        for (int i = 0; i < 4; i++) {
+            const int64_t at = (WHOLE ? j + i : std::min(j + i, count - 1)) * width + CHUNK * c;
+            found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
+                                    : _mm512_loadu_si512(rows + at);  // as in blocks.h, a mask only if it is needed
+            __builtin_prefetch(next + at, 0, 0);
+        }
+    }
+
+    // out += the numbers from CHUNK * c on of the values, weighted for N rows from number FROM on by two planes of bytes.
+    template <int E, bool WHOLE, int FROM, int N>
+    void columns(const uint8_t (*bytes)[R][BLOCK<int8_t>], const float* steps, const int8_t* values, int count, int c,
+                 const int8_t* next, float* out) const {
+        __m512i high[N][4], low[N][4];
+        for (int r = 0; r < N; r++)
+            for (int m = 0; m < 4; m++) high[r][m] = low[r][m] = _mm512_setzero_si512();
+        for (int j = 0; j < count; j += 4) {
+            __m512i v[4];
+            four<E, WHOLE>(values, j, count, c, next, v);
+            turn_bytes(v);  // the bytes of four values side by side
+#pragma GCC unroll 4
+            for (int r = 0; r < N; r++) {
+                int32_t h, l;
+                memcpy(&h, bytes[0][FROM + r] + j, 4), memcpy(&l, bytes[1][FROM + r] + j, 4);
+#pragma GCC unroll 4
+                for (int m = 0; m < 4; m++) {
+                    high[r][m] = products(high[r][m], _mm512_set1_epi32(h), v[m]);
+                    low[r][m] = products(low[r][m], _mm512_set1_epi32(l), v[m]);
+                }
+            }
+        }
+        for (int r = 0; r < N; r++) {
+            __m512i* y = high[r];
+            for (int m = 0; m < 4; m++) y[m] = _mm512_add_epi32(_mm512_slli_epi32(y[m], 8), low[r][m]);
+            across(y);
+            float* to = out + (FROM + r) * size;
+            for (int e = CHUNK * c, m = 0; m < 4 && e < size; m++, e += 16)
+                store(to + e, load(to + e) + (f16v)_mm512_cvtepi32_ps(y[m]) * splat(steps[FROM + r]));
+        }
     }
 
     static __mmask16 some(int left) { return (__mmask16)((1u << std::min(16, left)) - 1); }
