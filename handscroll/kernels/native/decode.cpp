@@ -100,20 +100,9 @@ void run(const float* q, float scale, Place keys, Place values, Scales<T> scales
 template <class T, class Place>
 void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last,
           Sight sight, int count, int size, float* out, float* top, float* mass) {
-    for (int r = 0; r < count;) {
-        int left = count - r;
-        const float* here = q + r * size;
-        float* o = out + r * size;
-        const auto by = [&](auto constant) {
-            constexpr int R = constant;
-            run<T, R>(here, scale, keys, values, scales, first, last, sight, r, size, o, top + r, mass + r);
-            r += R;
-        };
-        if (left >= 4) by(std::integral_constant<int, 4>{});
-        else if (left == 3) by(std::integral_constant<int, 3>{});
-        else if (left == 2) by(std::integral_constant<int, 2>{});
-        else by(std::integral_constant<int, 1>{});
-    }
+    grouped<std::is_same_v<T, float16> ? 8 : 4>(count, [&](auto constant, int64_t r) {  // float16 is widened once for each group
+        run<T, constant>(q + r * size, scale, keys, values, scales, first, last, sight, (int)r, size, out + r * size, top + r, mass + r);
+    });
 }
 
 // As `tall` (tall.h), four rows at a time.

@@ -7,7 +7,6 @@
 #pragma once
 #include <algorithm>
 #include <deque>
-#include <type_traits>
 #include <vector>
 #include "formats.h"
 #include "quantised.h"
@@ -76,30 +75,6 @@ void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias,
 inline void share(int64_t outer, int64_t t, int64_t n, int64_t& first, int64_t& last) {
     const int64_t units = (outer + 15) / 16;
     first = std::min(outer, units * t / n * 16), last = std::min(outer, units * (t + 1) / n * 16);
-}
-
-// Calls `with(R constant)` for groups of at most M of `count` rows.
-template <int M, class With>
-inline void grouped(int64_t count, With with) {
-    for (int64_t r = 0; r < count; r += M) {
-        switch (count - r) {
-            case 1: with(std::integral_constant<int, 1>(), r); break;
-            case 2: with(std::integral_constant<int, 2>(), r); break;
-            case 3: with(std::integral_constant<int, 3>(), r); break;
-            default:
-                if constexpr (M == 4) {
-                    with(std::integral_constant<int, 4>(), r);
-                } else {
-                    switch (count - r) {
-                        case 4: with(std::integral_constant<int, 4>(), r); break;
-                        case 5: with(std::integral_constant<int, 5>(), r); break;
-                        case 6: with(std::integral_constant<int, 6>(), r); break;
-                        case 7: with(std::integral_constant<int, 7>(), r); break;
-                        default: with(std::integral_constant<int, 8>(), r);
-                    }
-                }
-        }
-    }
 }
 
 // `count` contiguous rows of numbers of type T (float or bf16), for the product `by`.

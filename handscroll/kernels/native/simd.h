@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -181,6 +182,30 @@ static inline f16v exponential(f16v x) {
     f16v found = (f16v)(bits & alive);
     return given == given ? found : given;
 #endif
+}
+
+// Calls `with(R constant)` for groups of at most M of `count` rows.
+template <int M, class With>
+static inline void grouped(int64_t count, With with) {
+    for (int64_t r = 0; r < count; r += M) {
+        switch (count - r) {
+            case 1: with(std::integral_constant<int, 1>(), r); break;
+            case 2: with(std::integral_constant<int, 2>(), r); break;
+            case 3: with(std::integral_constant<int, 3>(), r); break;
+            default:
+                if constexpr (M == 4) {
+                    with(std::integral_constant<int, 4>(), r);
+                } else {
+                    switch (count - r) {
+                        case 4: with(std::integral_constant<int, 4>(), r); break;
+                        case 5: with(std::integral_constant<int, 5>(), r); break;
+                        case 6: with(std::integral_constant<int, 6>(), r); break;
+                        case 7: with(std::integral_constant<int, 7>(), r); break;
+                        default: with(std::integral_constant<int, 8>(), r);
+                    }
+                }
+        }
+    }
 }
 
 #if defined(__AVX512F__)
