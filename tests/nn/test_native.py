@@ -226,7 +226,17 @@ def int8_span(*shape, length, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("run", "rows", "size"),
-    [((100, 600), 5, 64), ((0, 650), 3, 64), ((7, 8), 1, 16), ((3, 74), 4, 80), ((1, 650), 9, 128), ((0, 65), 2, 32)],
+    [
+        ((100, 600), 5, 64),
+        ((0, 650), 3, 64),
+        ((0, 256), 4, 64),
+        ((7, 8), 1, 16),
+        ((3, 74), 4, 80),
+        ((1, 650), 9, 128),
+        ((2, 201), 3, 128),
+        ((0, 65), 2, 32),
+        ((5, 130), 6, 272),
+    ],
 )
 def test_decode_reads_int8_as_what_it_stands_for(run, rows, size, dtype):
     """A run in the middle of a span whose buffers are longer, against float64 over the widened numbers.
@@ -284,9 +294,14 @@ def int4_span(*shape, seed=0):
     ("run", "rows", "size"),
     [
         ((0, 640), 3, 64),
+        ((0, 637), 3, 64),
+        ((64, 576), 4, 64),
         ((96, 600), 5, 96),
         ((32, 33), 1, 32),
         ((0, 637), 4, 128),
+        ((0, 256), 3, 128),
+        ((32, 75), 1, 128),
+        ((0, 201), 6, 256),
         ((64, 113), 2, 64),
         ((0, 99), 7, 160),
     ],
