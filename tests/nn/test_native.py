@@ -314,7 +314,7 @@ def test_decode_reads_int4_as_what_it_stands_for(run, rows, size, dtype):
     out, lse = calls.decode(q, span, *run)
     want, want_lse = oracle(q, *span.read(*run, torch.float64))
     torch.testing.assert_close(out.double(), want, rtol=0, atol=3e-4)
-    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=2e-4)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=3e-4)
     exact = [random(2, 3, 704, size, seed=n)[:, :, run[0] : run[1]] + n for n in (1, 2)]
     far = (oracle(q, *exact)[0] - want).square().mean().sqrt()
     assert (out.double() - want).square().mean().sqrt() < far / 600
