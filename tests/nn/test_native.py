@@ -123,6 +123,7 @@ def test_values_alone_may_want_a_gradient(count, dtype):
         (1, 2, 1, 1, 5, 16),
         (1, 3, 3, 600, 600, 128),
         (1, 6, 1, 257, 1000, 32),
+        (1, 2, 1, 130, 700, 96),
     ],
 )
 def test_prefill_equals_float64(shape, square):

@@ -6,7 +6,8 @@
 //
 // A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds two features
 // of sixteen keys, values so that it holds two keys' numbers of sixteen features. Both are packed once per task and
-// block.
+// block, in panels of 64 columns (16 where fewer are left) whose lines lie one after the other: with the lines of all
+// columns side by side, those of a panel fall into a few sets of the first cache and push each other out.
 
 #include <cmath>
 #include <vector>
@@ -22,15 +23,17 @@ constexpr int TOKENS = 256;  // query tokens of a task
 constexpr int TALL = 6;      // rows of the register tile
 constexpr int ROWS = 48;     // query rows whose scores are computed at a time
 
-// C (R x 64, row stride n) (+)= A (R rows of bfloat16 pairs, row stride a_stride) x B (packed: depth pairs x 64 x 2).
+// C (R x 64, row stride n) (+)= A (R rows of bfloat16 pairs, row stride a_stride) x B (a panel: depth pairs x 64 x 2).
 template <int R, bool ADD>
-inline void tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, int depth, float* c, int64_t n) {
-    __m512 s[R][4];
+inline void tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int depth, float* c, int64_t n) {
+    __m512 s[R][4];  // all loops over it are unrolled: otherwise GCC 12 also keeps it in memory
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
         for (int w = 0; w < 4; w++) s[r][w] = ADD ? _mm512_loadu_ps(c + r * n + 16 * w) : _mm512_setzero_ps();
     for (int d = 0; d < depth; d++) {
         __m512bh v[4];
-        for (int w = 0; w < 4; w++) v[w] = (__m512bh)_mm512_loadu_si512(b + d * b_stride + 32 * w);
+        for (int w = 0; w < 4; w++) v[w] = (__m512bh)_mm512_loadu_si512(b + d * 128 + 32 * w);
         for (int r = 0; r < R; r++) {
             int32_t pair;
             memcpy(&pair, a + r * a_stride + 2 * d, 4);
@@ -38,16 +41,19 @@ inline void tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t
             for (int w = 0; w < 4; w++) s[r][w] = _mm512_dpbf16_ps(s[r][w], x, v[w]);
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
         for (int w = 0; w < 4; w++) _mm512_storeu_ps(c + r * n + 16 * w, s[r][w]);
 }
 
+// The same for a panel of 16 columns.
 template <int R, bool ADD>
-inline void narrow_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, int depth, float* c, int64_t n) {
+inline void narrow_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int depth, float* c, int64_t n) {
     __m512 s[R];
     for (int r = 0; r < R; r++) s[r] = ADD ? _mm512_loadu_ps(c + r * n) : _mm512_setzero_ps();
     for (int d = 0; d < depth; d++) {
-        __m512bh v = (__m512bh)_mm512_loadu_si512(b + d * b_stride);
+        __m512bh v = (__m512bh)_mm512_loadu_si512(b + d * 32);
         for (int r = 0; r < R; r++) {
             int32_t pair;
             memcpy(&pair, a + r * a_stride + 2 * d, 4);
@@ -57,20 +63,26 @@ inline void narrow_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, 
     for (int r = 0; r < R; r++) _mm512_storeu_ps(c + r * n, s[r]);
 }
 
-// A (rows x 2 depth) x B (depth pairs x columns x 2), columns a multiple of 16.
+// Where the panel begins that holds column e of `size`, for panels with room for `room` pairs; and the width of it.
+inline int64_t panel(int e, int size, int64_t room, int& width) {
+    const int whole = size / 64 * 64, first = e < whole ? e / 64 * 64 : e / 16 * 16;
+    width = e < whole ? 64 : 16;
+    return 2 * room * first;
+}
+
+// A (rows x 2 depth) x B (panels with room for `room` pairs, of which `depth` count), columns a multiple of 16.
 template <bool ADD>
-void product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int columns, int depth, int rows, float* c, int64_t n) {
-    const int64_t b_stride = 2 * columns;
+void product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int columns, int64_t room, int depth, int rows, float* c, int64_t n) {
     int w = 0;
     for (; w + 64 <= columns; w += 64) {
         int r = 0;
-        for (; r + TALL <= rows; r += TALL) tile<TALL, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
-        for (; r < rows; r++) tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+        for (; r + TALL <= rows; r += TALL) tile<TALL, ADD>(a + r * a_stride, a_stride, b + 2 * room * w, depth, c + r * n + w, n);
+        for (; r < rows; r++) tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * room * w, depth, c + r * n + w, n);
     }
     for (; w < columns; w += 16) {
         int r = 0;
-        for (; r + 8 <= rows; r += 8) narrow_tile<8, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
-        for (; r < rows; r++) narrow_tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+        for (; r + 8 <= rows; r += 8) narrow_tile<8, ADD>(a + r * a_stride, a_stride, b + 2 * room * w, depth, c + r * n + w, n);
+        for (; r < rows; r++) narrow_tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * room * w, depth, c + r * n + w, n);
     }
 }
 
@@ -84,19 +96,20 @@ inline void split(const float16* from, uint16_t* high, uint16_t* low) {
     memcpy(low, &rest, 32);
 }
 
-// One key -> column j of (size / 2) x KEYS x 2.
+// One key -> column j of the panels (size / 2) x 64 x 2.
 inline void pack_key(const uint16_t* key, int j, int size, uint16_t* packed) {
     const uint32_t* from = (const uint32_t*)key;
-    uint32_t* to = (uint32_t*)packed + j;
-    for (int e = 0; e < size / 2; e++) to[e * KEYS] = from[e];
+    uint32_t* to = (uint32_t*)packed + j / 64 * 64 * (size / 2) + j % 64;
+    for (int e = 0; e < size / 2; e++) to[e * 64] = from[e];
 }
 
 // The columns of missing keys are zero.
 void pack_nothing(int count, int size, uint16_t* packed) {
-    for (int e = 0; e < size / 2; e++) memset(packed + 2 * (e * KEYS + count), 0, 4 * (KEYS - count));
+    for (int j = count; j < KEYS; j = j / 64 * 64 + 64)
+        for (int e = 0; e < size / 2; e++) memset(packed + j / 64 * 64 * size + 2 * (e * 64 + j % 64), 0, 4 * (64 - j % 64));
 }
 
-// Keys (count rows of `size`) -> (size / 2) x KEYS x 2, and `rest`, the low parts of float16 keys, in the same way.
+// Keys (count rows of `size`) -> panels (size / 2) x 64 x 2, and `rest`, the low parts of float16 keys, in the same way.
 void pack_keys(const bf16* keys, int count, int size, uint16_t* packed, uint16_t*) {
     for (int j = 0; j < count; j++) pack_key((const uint16_t*)keys + (int64_t)j * size, j, size, packed);
     pack_nothing(count, size, packed);
@@ -118,18 +131,20 @@ void pack_keys(const float16* keys, int count, int size, uint16_t* packed, uint1
 inline __m256i take(const bf16* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline __m256i take(const float16* p) { return (__m256i)_mm512_cvtneps_pbh((__m512)load(p)); }
 
-// Values (count rows of `size`) -> (KEYS / 2) x size x 2; missing values are zero.
+// Values (count rows of `size`) -> panels (KEYS / 2) x 64 (or 16) x 2; missing values are zero.
 template <class K>
 void pack_values(const K* values, int count, int size, uint16_t* packed) {
     for (int j = 0; j < KEYS / 2; j++) {
         const K* a = 2 * j < count ? values + (int64_t)2 * j * size : nullptr;
         const K* b = 2 * j + 1 < count ? a + size : nullptr;
-        uint16_t* to = packed + (int64_t)j * size * 2;
         for (int e = 0; e < size; e += 16) {
+            int width;
+            uint16_t* to = packed + panel(e, size, KEYS / 2, width);
+            to += (j * width + e % width) * 2;
             __m256i x = a ? take(a + e) : _mm256_setzero_si256();
             __m256i y = b ? take(b + e) : _mm256_setzero_si256();
             __m512i low = _mm512_cvtepu16_epi32(x), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16);
-            _mm512_storeu_si512(to + 2 * e, _mm512_or_si512(low, high));
+            _mm512_storeu_si512(to, _mm512_or_si512(low, high));
         }
     }
 }
@@ -230,8 +245,8 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
         pack_values(values + at * size, count, (int)size, packed_values);
         for (int64_t r = 0; r < rows; r += ROWS) {
             int some = (int)(rows - r < ROWS ? rows - r : ROWS);
-            product<false>(q + r * size, size, packed_keys, KEYS, (int)size / 2, some, scores, KEYS);
-            if (SPLIT) product<true>(q + r * size, size, rest, KEYS, (int)size / 2, some, scores, KEYS);
+            product<false>(q + r * size, size, packed_keys, KEYS, size / 2, (int)size / 2, some, scores, KEYS);
+            if (SPLIT) product<true>(q + r * size, size, rest, KEYS, size / 2, (int)size / 2, some, scores, KEYS);
             for (int i = 0; i < some; i++) {
                 int64_t seen = count;
                 if (job.square) {
@@ -244,7 +259,7 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
                     weigh(scores + i * KEYS, (int)seen, job.scale * LOG2E, weights + i * KEYS, top + r + i, mass + r + i,
                           out + (r + i) * size, (int)size);
             }
-            product<true>(weights, KEYS, packed_values, (int)size, (count + 1) / 2, some, out + r * size, size);
+            product<true>(weights, KEYS, packed_values, (int)size, KEYS / 2, (count + 1) / 2, some, out + r * size, size);
         }
     }
     for (int64_t g = 0; g < groups; g++)
