@@ -21,9 +21,8 @@ from handscroll.plan.choose import afford, afford_pool
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
-SMALL = (
-    16  # a request is not planned if its cache, full and as asked for, is so many times smaller than the free memory
-)
+# A request is not planned if its cache, full and as asked for, is so many times smaller than the free memory.
+SMALL = 16
 
 
 def prepare(

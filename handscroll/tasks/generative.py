@@ -10,7 +10,7 @@ from pydantic import Field as Setting
 from pydantic import model_validator
 from rich.text import Text
 
-from handscroll.base.errors import DataError, nearest
+from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.encoded import Encoded
 from handscroll.data.row import Row
 from handscroll.data.table.fields import Field
@@ -142,7 +142,13 @@ class Generative(Task):
         return re.sub(r"\{(\w+)\}", value, template or self.prompt or self.standard(example))
 
     def standard(self, example: Example) -> str:
-        """The task's own prompt."""
+        """The task's own prompt.
+
+        Raises:
+            ConfigError: it has none in the language.
+        """
+        if self.language not in self.prompts:
+            raise ConfigError(f"the task {self.name} has no prompt of its own in '{self.language}': give task.prompt")
         return self.prompts[self.language]
 
     def likeness(self, example: Example) -> str:

@@ -354,3 +354,15 @@ def test_a_preference_that_is_too_long_is_refused_before_others_are_compared():
 def test_what_fills_holes_refuses_settings_that_it_does_not_use(setting):
     with pytest.raises(ConfigError, match=f"without a {next(iter(setting))}"):
         task_from({"name": "complete"} | setting)
+
+
+def test_a_task_without_a_prompt_of_its_own_asks_for_one():
+    class Bare(Translate):
+        name = "bare"
+        prompts = {"en": "{source}"}
+
+    assert Bare().filled(one(Bare(), {"source": "a", "target": "b"})) == "a"
+    bare = Bare(language="zh")
+    with pytest.raises(ConfigError, match="the task bare has no prompt of its own in 'zh'"):
+        bare.filled(one(bare, {"source": "a", "target": "b"}))
+    assert Bare(language="zh", prompt="{source}!").filled(one(bare, {"source": "a", "target": "b"})) == "a!"
