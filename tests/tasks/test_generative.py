@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
@@ -358,8 +360,8 @@ def test_what_fills_holes_refuses_settings_that_it_does_not_use(setting):
 
 def test_a_task_without_a_prompt_of_its_own_asks_for_one():
     class Bare(Translate):
-        name = "bare"
-        prompts = {"en": "{source}"}
+        name: ClassVar[str] = "bare"
+        prompts: ClassVar[Mapping[str, str]] = {"en": "{source}"}
 
     assert Bare().filled(one(Bare(), {"source": "a", "target": "b"})) == "a"
     bare = Bare(language="zh")
