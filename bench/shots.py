@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from handscroll.base.config import apply_override
-from handscroll.base.errors import DataError
+from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.reading.store import Store
 from handscroll.data.table.read import read_table
 from handscroll.data.table.table import Table
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     names = tuple(name for name in given.names.split(",") if name)
-    counts = [int(one) for one in given.counts.split(",")]
+    counts = sorted(int(one) for one in given.counts.split(","))
     values: dict[str, Any] = {"task": {"name": given.task}, "model": given.model, "data": {}}
     for one in given.set:
         apply_override(values, one)
@@ -108,7 +108,11 @@ def main() -> None:
         overtaken = None
         for count in counts:
             shown = chosen(pool, count) if count else None
-            score, seconds = at(task.read(shown, {}).examples if shown else ())
+            try:
+                score, seconds = at(task.read(shown, {}).examples if shown else ())
+            except CapacityError as error:  # a larger number would not fit either
+                print(f"{count:5} shots: {error}", flush=True)
+                break
             print(f"{count:5} shots: {score}  ({seconds:.0f} s)", flush=True)
             if shown is None:
                 continue

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from bench import shots
-from handscroll.base.errors import DataError
+from handscroll.base.errors import CapacityError, DataError
 from handscroll.data.table.table import Table
 
 
 @pytest.fixture
 def seen(monkeypatch, tmp_path, capsys):
-    """What a run of 1, 2 and 4 shots showed, by number, and what it tuned on; one example is too few for that."""
+    """What a run of 1, 2, 4 and 8 shots showed, and what it tuned on; 1 example is too few for that, 8 too many to show."""
     rows = "".join(f"{number % 2}\ttext {number}\n" for number in range(40))
     (tmp_path / "train.tsv").write_text(rows, encoding="utf-8")
     (tmp_path / "test.tsv").write_text("0\tnew a\n1\tnew b\n", encoding="utf-8")
@@ -28,6 +28,8 @@ def seen(monkeypatch, tmp_path, capsys):
             return self
 
         def prompted(self, lm, tests, how):
+            if how.shots == 8:
+                raise CapacityError("the prompt has too many tokens")
             found["shown"].append(list(how.examples))
             found["stores"].append(how.store)
             assert (how.shots, how.choose) == (len(how.examples), "first") and tests == ("new a", "new b")
@@ -55,7 +57,7 @@ def seen(monkeypatch, tmp_path, capsys):
     ticks = iter(range(10_000))
     monkeypatch.setattr(shots, "monotonic", lambda: next(ticks))
     files = [str(tmp_path / name) for name in ("train.tsv", "test.tsv")]
-    command = ["shots", "model", "classify", *files, "--counts", "0,1,2,4", "--names", "label,text"]
+    command = ["shots", "model", "classify", *files, "--counts", "8,0,1,2,4", "--names", "label,text"]
     monkeypatch.setattr("sys.argv", command)
     shots.main()
     return found | {"said": capsys.readouterr().out}
@@ -70,6 +72,11 @@ def test_the_lora_learns_from_the_examples_that_the_prompts_show(seen):
 
 def test_examples_that_cannot_be_tuned_on_do_not_end_the_run(seen):
     assert seen["tuned"][0] == seen["shown"][1] and "1 examples, no LoRA: all 1 examples" in seen["said"]
+
+
+def test_examples_that_do_not_fit_are_told_after_the_other_results(seen):
+    *_, refused, last = seen["said"].splitlines()
+    assert refused == "    8 shots: the prompt has too many tokens" and last.startswith("a LoRA overtakes at")
 
 
 def test_each_number_of_shots_has_a_store_of_its_own(seen):
