@@ -13,7 +13,7 @@ from handscroll.data.table.table import Table
 
 @pytest.fixture
 def seen(monkeypatch, tmp_path, capsys):
-    """What a run of 1, 2, 4 and 8 shots showed, and what it tuned on; 1 example is too few for that, 8 too many to show."""
+    """What a run of 1, 2, 4 and 8 shots showed, and what it tuned on; 1 is too few to tune on, 8 too many to show."""
     rows = "".join(f"{number % 2}\ttext {number}\n" for number in range(40))
     (tmp_path / "train.tsv").write_text(rows, encoding="utf-8")
     (tmp_path / "test.tsv").write_text("0\tnew a\n1\tnew b\n", encoding="utf-8")
