@@ -4,11 +4,11 @@ python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2
 
 Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), first and mean (a
 logistic regression over MiniLM's frozen state of the first token, or the mean of all), head, lora and full (MiniLM),
-peer (MiniLM with all weights, by the Trainer of transformers with the settings of full but its layer decay),
-qwen (LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was
-stopped goes on with the same command; other settings need another --work. TREC, the titles and the toxic comments have
-no test part here: a tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads
-single characters, of which it knows few.
+peer (MiniLM with all weights, by the Trainer of transformers: rate, epochs, batch, warm-up and weight decay of full,
+its own schedule and betas, no decay by layer, all training rows), qwen (LoRA over the GGUF file, with a head; 2,000 of
+the training rows). What is done stays in --work, so a run that was stopped goes on with the same command; other
+settings need another --work. TREC, the titles and the toxic comments have no test part here: a tenth is held out by
+label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of which it knows few.
 """
 
 import argparse
@@ -269,7 +269,9 @@ def table(work: Path, resamples: int = 1000) -> str:
             way, _, seed = key.rpartition("-")
             cells = [f"{scores[m].value:.3f} {scores[m].interval}" for m in ("accuracy", "f1-macro")]
             note = _note(work / name / f"{key}.said.json")
-            note += " (it reads English)" if not one.english and way in (*FROZEN, "head", "lora", "full") else ""
+            note += (
+                " (it reads English)" if not one.english and way in (*FROZEN, "head", "lora", "full", "peer") else ""
+            )
             mark = " (best baseline)" if key == best else ""
             lines.append(
                 f"| {one.title} | {SAID[way]}{note}{mark} | {seed} | {' | '.join(cells)} | {against} | {len(truth):,} |"
@@ -320,6 +322,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     simple: dict[str, Callable[[Data, Path, Path], list[str]]] = {"majority": majority, "tfidf": tfidf}
     settle(options)
     for way in options.ways:

@@ -322,6 +322,44 @@ def test_decode_reads_int4_as_what_it_stands_for(run, rows, size, dtype):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8, torch.uint8])
+def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
+    """Rows of a head are read in groups of up to eight."""
+    keys, values = (random(1, 1, 300, 64, seed=n).to(dtype) for n in (1, 2))
+    span = Span(keys, values, Marks.run(0, 300))
+    if dtype == torch.int8:
+        span = int8_span(1, 1, 384, 64, length=320)
+    elif dtype == torch.uint8:
+        span = int4_span(1, 1, 384, 64)
+    q = random(1, 1, 9, 64) / 8
+    alone = torch.cat([calls.decode(q[:, :, n : n + 1], span, 0, 290)[0] for n in range(9)], dim=2)
+    for count in range(1, 10):
+        assert torch.equal(calls.decode(q[:, :, :count], span, 0, 290)[0], alone[:, :, :count])
+
+
+@needs_library
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_int4_values_of_no_numbers_and_of_steps_below_zero(size):
+    keys, values = random(1, 1, 64, size), random(1, 1, 64, size)
+    (keys, key_scales), (values, value_scales) = to_int4_columns(keys), to_int4(values)
+    q = torch.zeros(1, 1, 2, size)
+
+    def read(scales):
+        span = Span(keys, values, Marks.run(0, 64), scales=(key_scales, scales))
+        return calls.decode(q, span, 0, 40)[0][0, 0, 1]
+
+    steps = value_scales.clone()
+    steps[0, 0, 7, 0] = 0.0
+    none = read(steps)
+    steps[0, 0, 7, 0] = -0.0
+    assert torch.equal(read(steps), none)
+    last = size // 32 - 1
+    steps[0, 0, 39, 0, last] = math.nan
+    got = read(steps)
+    assert bool(got[32 * last :].isnan().all()) and torch.equal(got[: 32 * last], none[: 32 * last])
+
+
+@needs_library
 def test_int4_of_extreme_scores_of_equal_numbers_and_of_no_numbers():
     keys, values = torch.full((1, 1, 320, 64), -6.25), random(1, 1, 320, 64)
     keys[0, 0, 170] = 6.25

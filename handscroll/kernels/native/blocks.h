@@ -48,7 +48,7 @@ void add_columns(const float* weights, const T* values, int count, int size, con
 template <int R, class T>
 void add_values(const float* weights, const T* values, int count, int size, const T* next, float* out) {
     int e = 0;
-    if constexpr (R > 4)  // 32 registers hold the sums and what is added to them
+    if constexpr (R > 4)  // four vectors for each of more than four rows would need more than the 32 registers
         for (; e + 32 <= size; e += 32) add_columns<R, 2>(weights, values + e, count, size, next + e, out + e);
     for (; e + 64 <= size; e += 64) add_columns<R, 4>(weights, values + e, count, size, next + e, out + e);
     for (; e < size; e += 16) add_columns<R, 1>(weights, values + e, count, size, next + e, out + e);

@@ -2,8 +2,8 @@
 // once.
 //
 // The query heads that share a kv head (and the tokens of a short draft, and batch rows that read the same keys) are the
-// rows of one task. A task reads a run of keys in blocks of 64 with an online softmax, four rows at a time or, if there
-// are many, in tiles (tall.h); runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
+// rows of one task. A task reads a run of keys in blocks of 64 (int4: 128) with an online softmax, four rows at a
+// time (float16: eight) or, if there are many, in tiles (tall.h); runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
 // Keys are contiguous runs (runs.h), or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
 #include <algorithm>
@@ -105,7 +105,7 @@ void rows(const float* q, float scale, Place keys, Place values, Scales<T> scale
     });
 }
 
-// As `tall` (tall.h), four rows at a time.
+// As `tall` (tall.h), in groups as `rows` makes them.
 template <class T, class Place>
 void plain(const float* q, float scale, Place keys, Place values, int64_t first, int64_t last, int count, int size,
            float* out, float* top, float* mass) {

@@ -158,6 +158,8 @@ class Fours {
                 return _mm512_permutex2var_epi16(a, _mm512_add_epi16(_mm512_load_si512(spread), _mm512_set1_epi16((short)g)), b);
             };
             __m512i both = two(0);
+            // Of 128 only eight values lie in two registers. Indices wrap at 64, so each half of two(64) is values 8 .. 15
+            // twice.
             if (E == 128) both = _mm512_permutex2var_epi64(both, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), two(64));
             const auto wide = [](__m256i x) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); };
             step = wide(_mm512_castsi512_si256(both)), low = wide(_mm512_extracti64x4_epi64(both, 1));
@@ -170,7 +172,7 @@ class Fours {
             step = _mm512_slli_epi32(two(g), 16);
             low = _mm512_and_si512(two(groups + g - 1), _mm512_set1_epi32((int)0xffff0000u));
         }
-        steps = _mm512_max_ps(_mm512_setzero_ps(), _mm512_castsi512_ps(step));  // NaN stays NaN
+        steps = _mm512_abs_ps(_mm512_max_ps(_mm512_setzero_ps(), _mm512_castsi512_ps(step)));  // NaN stays NaN, -0 does not
         least = _mm512_castsi512_ps(low);
     }
 
@@ -269,10 +271,11 @@ class Fours {
     }
 
     // out += the 32 channels of group g of the values, for N rows from number FROM on. `turned` keeps the values with the
-    // bytes of four of them side by side: the rows from number 0 on make it.
+    // bytes of four of them side by side: the rows from number 0 on make it. The sums fill the registers: inlined into
+    // `add_of`, or with its lambdas called, GCC 12 keeps them in memory.
     template <int E, int FROM, int N>
-    __attribute__((noinline)) void columns(const Weighed& by, const Peaks& peaks, const nibbles* values, int count, int g, const nibbles* next, __m512i (*turned)[4],
-                 float* out) const {
+    __attribute__((noinline)) void columns(const Weighed& by, const Peaks& peaks, const nibbles* values, int count, int g,
+                                           const nibbles* next, __m512i (*turned)[4], float* out) const {
         const bool whole = count % 16 == 0;
         const auto half = [&](auto upper, auto whole) __attribute__((always_inline)) {  // in the lower or the upper bits of bytes
             __m512i sums[N][2][4];

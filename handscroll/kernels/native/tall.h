@@ -132,7 +132,7 @@ inline void tall_weigh(float* s, int count, int size, float* out, float* top, fl
     store(total, sum);
 }
 
-// Whether tiles are faster than a pass over the keys for every four rows: with few rows memory limits the work, and
+// Whether tiles are faster than a pass over the keys for every group of rows (decode.cpp): with few rows memory limits the work, and
 // transposing costs more than it saves. From two requests of seven query heads a kv head on; in bfloat16, whose products
 // the processor makes in pairs, from six on.
 template <class T>
