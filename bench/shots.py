@@ -110,9 +110,9 @@ def main() -> None:
             shown = chosen(pool, count) if count else None
             try:
                 score, seconds = at(task.read(shown, {}).examples if shown else ())
-            except CapacityError as error:  # a larger number would not fit either
+            except CapacityError as error:
                 print(f"{count:5} shots: {error}", flush=True)
-                break
+                continue
             print(f"{count:5} shots: {score}  ({seconds:.0f} s)", flush=True)
             if shown is None:
                 continue
