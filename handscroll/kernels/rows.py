@@ -1,5 +1,7 @@
-"""The operations of a layer on rows of numbers, besides attention: products with a matrix, `NORM`, `TURN`
-(rotation)."""
+"""The operations of a layer on rows of numbers, besides attention: products with a matrix, `NORM`, `TURN` (rotation),
+`GATE` (of an MLP)."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from handscroll.kernels.native import calls
 from handscroll.kernels.registry import Kernel, Operation, always
 
 OFFSET = "it does not multiply by 1 + weight in float32"
+Activation = Callable[[Tensor], Tensor]
 WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
 
 
@@ -100,6 +103,25 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016); foreign configurations call it `gelu_new`."""
+    return F.gelu(x, approximate="tanh")
+
+
+def _refuses_compiled_gate(x: Tensor, y: Tensor, activation: Activation) -> str:
+    return calls.refuses_gate(x, y) if activation in GATES else "the activation is not compiled"
+
+
+def _compiled_gate(x: Tensor, y: Tensor, activation: Activation) -> Tensor:
+    return calls.gate(x, y, GATES.index(activation))
+
+
+def _gate(x: Tensor, y: Tensor, activation: Activation) -> Tensor:
+    return activation(x) * y
+
+
+GATES = (F.silu, gelu_tanh)  # the compiled ones, in the order of their numbers in native/rows.cpp
+
 # x (..., D), weight (N, D), bias (N,) or None -> x times weight transposed, plus bias; sums in float32 at least.
 PRODUCT = Operation(
     "product of rows with a matrix",
@@ -128,7 +150,7 @@ QUANTISED = Operation(
 # an offset: times 1 + weight in float32, then rounded.
 NORM = Operation(
     "root-mean-square norm",
-    Kernel("compiled", "one pass over a few rows", _refuses_compiled_norm, calls.norm),
+    Kernel("compiled", "one pass over the rows", _refuses_compiled_norm, calls.norm),
     Kernel("gpu", "one pass over a few rows", _refuses_gpu_norm, _gpu_norm),
     Kernel("torch fused", "one pass, of which training keeps x alone", _refuses_fused_norm, _fused_norm),
     Kernel("torch", "five loops, any dtype and device", always, _norm),
@@ -137,6 +159,12 @@ NORM = Operation(
 TURN = Operation(
     "rotation of heads",
     Kernel("gpu", "one pass over a few tokens", _refuses_gpu_turn, slots.turn),
-    Kernel("compiled", "one pass over a few tokens", _refuses_turn, calls.turn),
+    Kernel("compiled", "one pass over the heads", _refuses_turn, calls.turn),
     Kernel("torch", "plain products, any dtype and device", always, _turn),
+)
+# x (..., D), y (..., D), activation -> activation(x) rounded, times y (Shazeer 2020, arXiv:2002.05202).
+GATE = Operation(
+    "gate of an MLP",
+    Kernel("compiled", "one pass over both halves", _refuses_compiled_gate, _compiled_gate),
+    Kernel("torch", "the activation, then a product; any activation, dtype and device", always, _gate),
 )

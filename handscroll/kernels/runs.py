@@ -6,13 +6,13 @@ run needs only the queries' global output and log-sum-exp (Dao et al. 2022, "Fla
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from handscroll.kernels.gpu import fused as gpu
-from handscroll.kernels.merge import NOTHING
+from handscroll.kernels.merge import NOTHING, merge
 from handscroll.kernels.native import calls
 from handscroll.kernels.native.calls import KeysValues
 from handscroll.kernels.registry import Kernel, Operation, always
@@ -22,6 +22,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 SCORES = 256 << 20  # most bytes for the scores of a tile of plain products
 ADDED = "something is added to the scores: a mask that is undecided here, or a bias"
 CAPPED = "it caps no scores"
+BEFORE = "there are keys before the causal diagonal"
 KEPT = "it keeps the slope of the scores to itself"
 Inputs = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, or their gradients
 Result = tuple[Tensor, Tensor]  # output and log-sum-exp
@@ -30,7 +31,10 @@ Take = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How products of queries and keys become scores: times `scale`, capped, plus `added` or the causal diagonal."""
+    """How products of queries and keys become scores: times `scale`, capped, plus `added` or the causal diagonal.
+
+    The diagonal (`square`) ends at the last query and the last key.
+    """
 
     scale: float
     cap: float | None = None
@@ -54,9 +58,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
-    `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; `square` is the causal
-    diagonal. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries. With `cap`,
-    scaled scores s first become cap * tanh(s / cap).
+    `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; with `square`, query t
+    sees keys 0 .. S - T + t. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries.
+    With `cap`, scaled scores s first become cap * tanh(s / cap).
     """
     if added is None:
         return OVER(q, keys, values, Scores(scale, cap, None, square))
@@ -143,8 +147,24 @@ def _compiled(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result
     return calls.prefill(q, keys, values, scores.scale, scores.square)
 
 
+def _refuses_runs(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
+    return "" if _longer(q, keys, scores) else "there are no keys before the causal diagonal"
+
+
+def _runs(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
+    edge = keys.shape[2] - q.shape[2]
+    before = OVER(q, keys[:, :, :edge], values[:, :, :edge], replace(scores, square=False))
+    return merge([before, OVER(q, keys[:, :, edge:], values[:, :, edge:], scores)])
+
+
+def _longer(q: Tensor, keys: Tensor, scores: Scores) -> bool:
+    return scores.square and keys.shape[2] > q.shape[2]
+
+
 def _refuses_torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
-    return CAPPED if scores.cap is not None else "" if q.device.type == "cpu" else calls.NOT_CPU
+    if q.device.type != "cpu":
+        return calls.NOT_CPU
+    return CAPPED if scores.cap is not None else BEFORE if _longer(q, keys, scores) else ""
 
 
 def _torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
@@ -154,7 +174,7 @@ def _torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
 
 
 def _refuses_gpu(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
-    return _changed(scores) or gpu.refuses(q, keys, values)
+    return _changed(scores) or (BEFORE if _longer(q, keys, scores) else "") or gpu.refuses(q, keys, values)
 
 
 def _gpu(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
@@ -278,6 +298,7 @@ OVER = Operation(
     Kernel("compiled", "the processor's bfloat16 products, grouped heads without copies", _refuses_compiled, _compiled),
     Kernel("torch", "the fused kernel for CPUs that comes with torch", _refuses_torch, _torch),
     Kernel("gpu", "the fused kernels for GPUs that come with torch", _refuses_gpu, _gpu),
+    Kernel("two runs", "the keys before the causal diagonal, then the diagonal", _refuses_runs, _runs),
     Kernel("products", "plain products by tiles, any dtype and device", always, _products),
 )
 GRADIENT = Operation(

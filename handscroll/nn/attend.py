@@ -26,7 +26,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.observe import observe
 from handscroll.nn.pages import Pages
-from handscroll.nn.pieces import Piece, narrow, pieces, query_tiles
+from handscroll.nn.pieces import Piece, joined, narrow, pieces, query_tiles
 from handscroll.nn.span import Span
 
 # With at most this many query tokens, one pass over the folded groups beats torch's fused kernel on a CPU. (With
@@ -367,7 +367,7 @@ def _forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         here, part = call.marks.part(first, last), q[:, :, first:last]
         found = []
         for span in call.spans:
-            for piece in _pieces(call, here, span.marks, q.shape[1]):
+            for piece in joined(_pieces(call, here, span.marks, q.shape[1])):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
                 found.append(runs.forward(part, keys, values, added, call.scale, piece.square, call.cap))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from handscroll.base.spec import LayerSpec
 from handscroll.kernels.native import tables
+from handscroll.kernels.rows import GATE, GATES, gelu_tanh
 from handscroll.nn.addresses import Addresses, Unfit
 from handscroll.nn.linear import Linear
 from handscroll.nn.shapes import Embeddings
@@ -24,23 +25,17 @@ class GatedMLP(nn.Module):
         self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Embeddings) -> Embeddings:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(GATE(self.gate(x), self.up(x), self.activation))
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[int, list[tables.Product]]:
         """How compiled layers in `dtype` compute it: the number of the activation; the products gate, up and down."""
-        if self.activation not in COMPILED:
+        if self.activation not in GATES:
             raise Unfit("the gate's activation is not compiled")
         parts = [addresses.table(self, name, dtype) for name in ("gate", "up", "down")]
-        return COMPILED.index(self.activation), parts
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016); foreign configurations call it `gelu_new`."""
-    return F.gelu(x, approximate="tanh")
+        return GATES.index(self.activation), parts
 
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
-COMPILED = (F.silu, gelu_tanh)  # in the order of their numbers in `kernels/native/tables.py`
 
 
 class MLP(nn.Module):

@@ -4,7 +4,7 @@ The mask is asked about blocks of keys before any tensor is made (`Mask.within`)
 with its documents, not with its square, and the cost of a window with the window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from handscroll.base.portions import KEYS, QUERIES, WIDEST
 from handscroll.nn.marks import Extent, Marks
@@ -13,7 +13,10 @@ from handscroll.nn.mask import Causal, Everything, Mask
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys first .. last - 1 of a span. `mask` None: all are seen. `square`: the block on the plain causal diagonal."""
+    """Keys first .. last - 1 of a span. `mask` None: all are seen.
+
+    `square`: the block on the plain causal diagonal; `joined` adds the keys before it.
+    """
 
     first: int
     last: int
@@ -49,6 +52,15 @@ def narrow(found: list[Piece], heads: int) -> list[Piece]:
         edges = range(piece.first, piece.last, width)
         cut += [Piece(first, min(first + width, piece.last), mask) for first in edges]
     return cut
+
+
+def joined(found: list[Piece]) -> list[Piece]:
+    """The same pieces; keys that all queries see, and the square after them, are one piece."""
+    if len(found) < 2 or not found[-1].square:
+        return found
+    *others, before, square = found
+    follows = before.mask is None and before.last == square.first
+    return [*others, replace(square, first=before.first)] if follows else found
 
 
 def decided(mask: Mask, query: Marks, key: Marks, edges: tuple[int, ...]) -> list[Mask | bool]:

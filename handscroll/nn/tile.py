@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels import gradient
+
 
 def tiled(module: nn.Module, x: Tensor, size: int) -> Tensor:
     """`module(x)` for `x` (B, T, D), `size` tokens at a time; with `size` 0 or a single tile it is the plain call."""
@@ -31,7 +33,8 @@ class _Tiled(torch.autograd.Function):
             torch.get_autocast_dtype(x.device.type),
             torch.is_autocast_enabled(x.device.type),
         )
-        return torch.cat([module(part) for part in x.split(size, dim=1)], dim=1)
+        with gradient.repeated():
+            return torch.cat([module(part) for part in x.split(size, dim=1)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,13 +15,11 @@ from handscroll.kernels.native import library as module
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.registry import recording, without
 from handscroll.kernels.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
-from handscroll.kernels.runs import OVER
+from handscroll.kernels.runs import OVER, forward
 from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
-from handscroll.nn.norm import RMSNorm
-from handscroll.nn.rope import Rotation
 from handscroll.nn.span import Span
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
@@ -128,12 +126,11 @@ def test_values_alone_may_want_a_gradient(count, dtype):
 )
 def test_prefill_equals_float64(shape, square):
     batch, heads, kv, count, length, size = shape
-    length = count if square else length
     q = random(batch, count, heads, size, dtype=torch.bfloat16).transpose(1, 2)
     keys, values = (random(batch, kv, length + 3, size, dtype=torch.bfloat16, seed=n)[:, :, :length] for n in (1, 2))
     out, lse = calls.prefill(q, keys, values, 0.7 / math.sqrt(size), square)
     wide = [x.repeat_interleave(heads // kv, dim=1) for x in (keys, values)]
-    allowed = torch.ones(count, length, dtype=torch.bool).tril() if square else None
+    allowed = torch.ones(count, length, dtype=torch.bool).tril(length - count) if square else None
     want, want_lse = oracle(q.double() * 0.7 / math.sqrt(size), *wide, allowed)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=4e-6)
     error = (out.double() - want).abs().max() / want.abs().max()
@@ -149,7 +146,6 @@ def test_prefill_multiplies_float16_keys_exactly(shape, square):
     The queries are representable in bfloat16, so only weights and values are rounded.
     """
     batch, heads, kv, count, length, size = shape
-    length = count if square else length
     q = random(batch, count, heads, size, dtype=torch.bfloat16).float().transpose(1, 2)
     keys, values = (random(batch, kv, length + 3, size, seed=n) for n in (1, 2))
     keys = (keys + 40 * random(size, seed=3)).half()[:, :, :length]
@@ -158,7 +154,7 @@ def test_prefill_multiplies_float16_keys_exactly(shape, square):
     out, lse = calls.prefill(q, keys, values, 1 / math.sqrt(size), square)
     assert out.dtype == torch.float32
     wide = [x.repeat_interleave(heads // kv, dim=1) for x in (keys, values)]
-    allowed = torch.ones(count, length, dtype=torch.bool).tril() if square else None
+    allowed = torch.ones(count, length, dtype=torch.bool).tril(length - count) if square else None
     want, want_lse = oracle(q.double() / math.sqrt(size), *wide, allowed)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-4)
     assert (out.double() - want).abs().max() / want.abs().max() < 2**-8
@@ -437,58 +433,19 @@ def test_rounding_to_int8():
     torch.testing.assert_close(scales, x.abs().amax(-1) / 127)
 
 
-@needs_library
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 576), (8, 1, 64), (2, 8, 16), (1, 9, 1, 64)])
-def test_norms_of_few_tokens_are_those_of_torch(dtype, shape):
-    """Against float64, rounded where the norm is rounded: an even weight leaves one rounding."""
-    norm = RMSNorm(shape[-1], 1e-5).to(dtype)
-    x = random(*shape, dtype=dtype) * 3
-    with torch.no_grad():
-        norm.weight.copy_(random(shape[-1], seed=1))
-        assert not calls.refuses_norm(x, norm.weight)
-        found = norm(x)
-    wanted = norm.weight.double() * x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    limit = 1e-6 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(found.double(), wanted, rtol=limit, atol=limit)
-    torch.testing.assert_close(
-        found, norm(x.requires_grad_()).detach(), rtol=2 * limit, atol=limit
-    )  # torch's own loops
-
-
-@needs_library
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 9, 1, 64), (8, 3, 1, 32), (2, 2, 8, 96)])
-@pytest.mark.parametrize("rows", [1, None])
-def test_rotations_of_few_tokens_are_those_of_torch(dtype, shape, rows):
-    batch, heads, count, size = shape
-    angles = 50 * random(rows or batch, count, size // 2, seed=2)
-    rotation = Rotation(angles.cos(), angles.sin())
-    x = random(batch, count, heads, size, dtype=dtype).transpose(1, 2)  # as attention splits it
-    for back in (False, True):
-        with torch.no_grad():
-            assert not calls.refuses_turn(x, rotation.cosine)
-            found = rotation.turn(x, back)
-        first, second = x.double().chunk(2, dim=-1)
-        cosine, sine = rotation.cosine.double()[:, None], rotation.sine.double()[:, None] * (-1 if back else 1)
-        wanted = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-        limit = 1e-6 if dtype == torch.float32 else 1e-2
-        torch.testing.assert_close(found.double(), wanted, rtol=limit, atol=limit)
-
-
 @torch.no_grad()
-def test_norms_and_rotations_that_are_left_to_torch():
-    weight, table = torch.ones(64), torch.ones(1, 1, 32)
-    few = random(1, 1, 64)
-    assert calls.refuses_norm(few.double(), weight.double())
-    assert calls.refuses_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
-    many = random(1, calls.FEW + 1, 64)
-    assert calls.refuses_norm(many, weight)  # chunks of a long step run with and without gradient alike
-    assert calls.refuses_norm(random(1, 1, 24), torch.ones(24))
-    with torch.enable_grad():
-        assert calls.refuses_norm(few, weight)
-    assert calls.refuses_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
-    assert calls.refuses_turn(random(1, 2, 1, 64).double(), table.double())
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_keys_before_the_diagonal_are_a_run_of_their_own_for_torch(count):
+    """Float32 has no kernel that takes both; the parts are joined exactly."""
+    q, keys, values = random(1, 4, count, 32), random(1, 2, 90, 32, seed=1), random(1, 2, 90, 32, seed=2)
+    with recording() as made:
+        out, lse = forward(q, keys, values, None, 0.3, square=True)
+    kinds = {choice.kernel for choice in made}
+    assert kinds == {"two runs", "torch"}
+    allowed = torch.ones(count, 90, dtype=torch.bool).tril(90 - count)
+    want, want_lse = oracle(q * 0.3, *(x.repeat_interleave(2, dim=1) for x in (keys, values)), allowed)
+    torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-5, atol=2e-6)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from handscroll.kernels import gradient
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.native.tables import Run
 from handscroll.kernels.rounding import GROUP
@@ -23,7 +24,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3, tor
 NARROW = ((torch.bfloat16,) * 3, (torch.float32, torch.float16, torch.float16))  # queries, keys, values of `prefill`
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits
-FEW = 16  # most tokens for which products, norms and rotations are compiled
+FEW = 16  # most rows of a product whose matrix is read as it lies
 NOT_CPU = "the tensors are not on the CPU"
 GRADIENT = "a gradient is wanted"
 EMPTY = "there is nothing to read"
@@ -211,7 +212,7 @@ def prefill(
     scale: float,
     square: bool,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
-    """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, otherwise all see all.
+    """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. S - T + t, otherwise all.
 
     Float32 queries and float16 values are rounded to bfloat16. A float16 key is the sum of two bfloat16 numbers, so it
     is exact: only a rounding of keys moves the logits (docs/log.md). The weights are rounded to bfloat16 before they
@@ -340,12 +341,12 @@ def unread(number: int) -> str:
 
 
 def refuses_norm(x: Tensor, weight: Tensor) -> str:
-    """Why `norm` does not take them; it needs few contiguous tokens (..., T, D) in the dtype of the weight."""
+    """Why `norm` does not take them; it needs contiguous rows (..., D) in the dtype of the weight."""
     if x.dtype != weight.dtype:
         return "the weight is in another dtype"
     if not x.is_contiguous():
         return GAPS
-    return VECTORS if x.shape[-1] % LANES else _refuses_few(x)
+    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
 
 
 def norm(
@@ -355,20 +356,20 @@ def norm(
     found = library()
     assert found is not None
     out, width = torch.empty_like(x), x.shape[-1]
-    numbers = _numbers(x.numel() // width, width, offset)
+    numbers = _numbers(x.numel() // width, width, offset, torch.get_num_threads())
     found.handscroll_norm(KINDS[x.dtype], _at(x), _at(weight), epsilon, numbers, _at(out))
     return out
 
 
 def refuses_turn(x: Tensor, cosine: Tensor) -> str:
-    """Why `turn` does not take them; it needs few tokens (B, H, T, E), float32 tables, half heads of whole vectors."""
+    """Why `turn` does not take them; it needs heads (B, H, T, E), float32 tables, half heads of whole vectors."""
     if cosine.dtype != torch.float32 or not cosine.is_contiguous():
         return "the tables are not float32 without gaps"
     if x.shape[-1] != 2 * cosine.shape[-1]:
         return "only a part of each head is rotated"
     if x.stride(-1) != 1:
         return GAPS
-    return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_few(x)
+    return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_rows(x)
 
 
 def turn(
@@ -378,20 +379,37 @@ def turn(
     found = library()
     assert found is not None
     out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
-    numbers, strides = _numbers(*x.shape, cosine.shape[0]), _numbers(*x.stride()[:3])
+    numbers, strides = _numbers(*x.shape, cosine.shape[0], torch.get_num_threads()), _numbers(*x.stride()[:3])
     found.handscroll_turn(KINDS[x.dtype], _at(x), _at(cosine), _at(sine.contiguous()), numbers, strides, _at(out))
     return out
 
 
-def _refuses_few(x: Tensor) -> str:
-    """Why x (..., T, D) is not a few tokens on the CPU without gradient, or ""."""
-    if torch.is_grad_enabled():
+def refuses_gate(x: Tensor, y: Tensor) -> str:
+    """Why `gate` does not take them; it needs two contiguous tensors (..., D) of one dtype."""
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return "the halves differ in dtype or shape"
+    if not (x.is_contiguous() and y.is_contiguous()):
+        return GAPS
+    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
+
+
+def gate(x: Float[Tensor, "*rows D"], y: Float[Tensor, "*rows D"], activation: int) -> Float[Tensor, "*rows D"]:
+    """The activation of x (0: SiLU, 1: the tanh form of GELU) times y; the activation is rounded to the dtype first."""
+    found = library()
+    assert found is not None
+    out, width = torch.empty_like(x), x.shape[-1]
+    numbers = _numbers(x.numel() // width, width, torch.get_num_threads())
+    found.handscroll_gate(KINDS[x.dtype], activation, _at(x), _at(y), numbers, _at(out))
+    return out
+
+
+def _refuses_rows(x: Tensor) -> str:
+    """Why rows are not on the CPU, may get a gradient, or are none; "" if all is well."""
+    if gradient.possible():
         return GRADIENT
     if refused := _refuses_floats(x):
         return refused
-    if x.dim() < 2 or x.shape[-2] > FEW or not x.numel():
-        return MANY
-    return _missing()
+    return _missing() if x.numel() else EMPTY
 
 
 @cache

@@ -1,23 +1,17 @@
 // The two halves of a decoder layer around its attention, for a few tokens, each in one call and one parallel region.
 // Before: norm, the projections to queries, keys and values, and their rotation. After: output projection, norm, gated
 // MLP and the two sums; if the layer has branch norms, each branch is normed before it is added. The arithmetic is that
-// of products.h and rows.cpp. The halves save calls, which take longer than the work between the products, and waiting
+// of products.h and rows.h. The halves save calls, which take longer than the work between the products, and waiting
 // threads: each thread makes its own copy of small results, and its share of the columns.
 
-#include <cmath>
 #include <omp.h>
 #include "products.h"
+#include "rows.h"
 #include "runs.h"
-
-extern "C" {
-void handscroll_norm(int kind, const void* x, const void* weight, float epsilon, const int64_t* shape, void* y);
-void handscroll_turn(int kind, const void* x, const float* cosine, const float* sine, const int64_t* shape,
-                     const int64_t* strides, void* y);
-}
 
 namespace {
 
-// A root-mean-square norm as in `handscroll_norm`; a null weight means no norm. offset: times 1 + weight.
+// A root-mean-square norm; a null weight means no norm. offset: times 1 + weight.
 struct Norm {
     const void* weight;
     double epsilon;
@@ -68,9 +62,9 @@ struct Share {
 };
 
 template <class T>
-void norm(const T* x, const Norm& by, int64_t rows, int64_t width, T* y) {
-    const int64_t shape[] = {rows, width, by.offset};
-    handscroll_norm(sizeof(T) == 2, x, by.weight, (float)by.epsilon, shape, y);
+void norms(const T* x, const Norm& by, int64_t rows, int64_t width, T* y) {
+    for (int64_t r = 0; r < rows; r++)
+        norm(x + r * width, (const T*)by.weight, (float)by.epsilon, width, by.offset, y + r * width);
 }
 
 // (B, T, heads, E) -> (B, heads, T, E), with each head normed if there is a weight, and rotated.
@@ -78,10 +72,13 @@ template <class T>
 void heads(T* x, int64_t count, const Before& about, const Norm& by, const float* cosine, const float* sine,
            const int64_t* shape, T* y) {
     const int64_t batch = shape[0], tokens = shape[1], size = about.size;
-    if (by.weight) norm(x, by, batch * tokens * count, size, x);
-    const int64_t dims[] = {batch, count, tokens, size, shape[2]};
-    const int64_t strides[] = {tokens * count * size, size, count * size};
-    handscroll_turn(sizeof(T) == 2, x, cosine, sine, dims, strides, y);
+    if (by.weight) norms(x, by, batch * tokens * count, size, x);
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t h = 0; h < count; h++)
+            for (int64_t t = 0; t < tokens; t++, y += size) {
+                const int64_t at = ((shape[2] == 1 ? 0 : b) * tokens + t) * size / 2;
+                turn(x + ((b * tokens + t) * count + h) * size, cosine + at, sine + at, size / 2, y);
+            }
 }
 
 template <class T>
@@ -94,30 +91,13 @@ void before(const Before& about, const T* x, const float* cosine, const float* s
     {
         const Share queries(about.query), keys(about.key), values(about.value);
         std::vector<T> normed(rows * about.width);
-        norm(x, about.norm, rows, about.width, normed.data());
+        norms(x, about.norm, rows, about.width, normed.data());
         queries.make(normed.data(), rows, query);
         keys.make(normed.data(), rows, key);
         values.make(normed.data(), rows, v);
     }
     heads(query, about.heads, about, about.query_norm, cosine, sine, shape, q);
     heads(key, about.kv, about, about.key_norm, cosine, sine, shape, k);
-}
-
-// The gate of x, rounded to T, times y, rounded to T; 16 numbers at a time. Both gates are x / (1 + e^-u): for silu u
-// is x; for the tanh form of gelu u is sqrt(8 / pi) (x + 0.044715 x^3), since 0.5 (1 + tanh(u / 2)) is the same. A
-// constant says which: where a number chooses between vectors, GCC 12 takes one lane of the wrong one.
-template <bool GELU, class T>
-void gate(T* x, const T* y, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) {
-        const f16v a = load(x + i);
-        f16v u = a;
-        if constexpr (GELU) u = splat(1.5957691216057308f) * (a + splat(0.044715f) * a * a * a);
-        const f16v e = exponential(u < (f16v){} ? u : -u);
-        const f16v s = a * ((u < (f16v){} ? e : splat(1.0f)) / (e + splat(1.0f)));
-        for (int j = 0; j < 16; j++) put(x + i + j, s[j]);
-        const f16v both = load(x + i) * load(y + i);
-        for (int j = 0; j < 16; j++) put(x + i + j, both[j]);
-    }
 }
 
 template <class T>
@@ -134,15 +114,15 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
         std::vector<T> mine(2 * rows * width);
         T *sum = mine.data(), *normed = sum + rows * width;
         const T* added = middle;
-        if (about.attention_branch.weight) norm(middle, about.attention_branch, rows, width, normed), added = normed;
+        if (about.attention_branch.weight) norms(middle, about.attention_branch, rows, width, normed), added = normed;
         for (int64_t i = 0; i < rows * width; i++) put(sum + i, widen(x[i]) + widen(added[i]));
-        norm(sum, about.norm, rows, width, normed);
+        norms(sum, about.norm, rows, width, normed);
         gates.make(normed, rows, gated);
         ups.make(normed, rows, upper);
         for (int64_t r = 0; r < rows; r++) {
             T *these = gated + r * inner + gates.first, *others = upper + r * inner + gates.first;
-            if (about.activation == 1) gate<true>(these, others, gates.last - gates.first);
-            else gate<false>(these, others, gates.last - gates.first);
+            if (about.activation == 1) gate<true>(these, others, gates.last - gates.first, these);
+            else gate<false>(these, others, gates.last - gates.first, these);
         }
         down.fetch();
 #pragma omp barrier
@@ -150,7 +130,7 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
         added = lower;
         if (about.mlp_branch.weight) {  // norms of whole rows
 #pragma omp barrier
-            norm(lower, about.mlp_branch, rows, width, normed), added = normed;
+            norms(lower, about.mlp_branch, rows, width, normed), added = normed;
         }
         for (int64_t r = 0; r < rows; r++)
             for (int64_t n = down.first; n < down.last; n++)
@@ -232,7 +212,7 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
 }  // namespace
 
 // x (B, T, width) is contiguous; tables (batches, T, E / 2) are float32. shape: B, T, batches of the tables, threads. q
-// (B, heads, T, E), k (B, kv, T, E) and v (B, T, kv, E) are of x's kind. Sizes are as products.h and rows.cpp need
+// (B, heads, T, E), k (B, kv, T, E) and v (B, T, kv, E) are of x's kind. Sizes are as products.h and rows.h need
 // them; all widths are multiples of 16.
 extern "C" void handscroll_before(const void* about, const void* x, const float* cosine, const float* sine,
                                   const int64_t* shape, void* q, void* k, void* v) {

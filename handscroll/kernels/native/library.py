@@ -42,6 +42,7 @@ ARGUMENTS = {
     "many": "iippppp",
     "norm": "ippfpp",
     "turn": "ipppppp",
+    "gate": "iipppp",
     "before": "pppppppp",
     "after": "ppppp",
     "step": "pipppp",

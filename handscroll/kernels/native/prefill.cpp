@@ -210,7 +210,7 @@ struct Job {
     const K *keys, *values;
     int64_t q_batch, q_head, q_token, k_batch, k_head, v_batch, v_head, out_batch, out_head, out_token;
     int64_t batch, heads, kv, tokens, length, size;
-    int square;  // query t sees keys 0 .. t
+    int square;  // query t sees keys 0 .. length - tokens + t
     float scale;
     T* out;
     float* lse;
@@ -222,7 +222,8 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
     const int64_t groups = job.heads / job.kv, size = job.size;
     const int64_t here = job.tokens - first < TOKENS ? job.tokens - first : TOKENS;
     const int64_t rows = groups * here;
-    const int64_t length = job.square ? first + here : job.length;
+    const int64_t before = job.length - job.tokens;  // keys before the diagonal
+    const int64_t length = job.square ? before + first + here : job.length;
     static thread_local std::vector<uint16_t> narrow;
     static thread_local std::vector<float> wide;
     narrow.resize(rows * size + (SPLIT ? 3 : 2) * KEYS * size + ROWS * KEYS);
@@ -244,22 +245,25 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
         pack_keys(keys + at * size, count, (int)size, packed_keys, rest);
         pack_values(values + at * size, count, (int)size, packed_values);
         for (int64_t r = 0; r < rows; r += ROWS) {
-            int some = (int)(rows - r < ROWS ? rows - r : ROWS);
-            product<false>(q + r * size, size, packed_keys, KEYS, size / 2, (int)size / 2, some, scores, KEYS);
-            if (SPLIT) product<true>(q + r * size, size, rest, KEYS, size / 2, (int)size / 2, some, scores, KEYS);
+            int some = (int)(rows - r < ROWS ? rows - r : ROWS), sees[ROWS], most = 0;
             for (int i = 0; i < some; i++) {
-                int64_t seen = count;
-                if (job.square) {
-                    seen = first + (r + i) % here + 1 - at;
-                    seen = seen < 0 ? 0 : seen > count ? count : seen;
-                }
+                const int64_t seen = job.square ? before + first + (r + i) % here + 1 - at : count;
+                sees[i] = seen < 0 ? 0 : seen > count ? count : (int)seen;
+                most = sees[i] > most ? sees[i] : most;
+            }
+            if (most == 0) continue;
+            const int columns = (most + 63) / 64 * 64;
+            product<false>(q + r * size, size, packed_keys, columns, size / 2, (int)size / 2, some, scores, KEYS);
+            if (SPLIT) product<true>(q + r * size, size, rest, columns, size / 2, (int)size / 2, some, scores, KEYS);
+            for (int i = 0; i < some; i++) {
+                const int seen = sees[i];
                 if (seen == 0)
                     memset(weights + i * KEYS, 0, 2 * KEYS);
                 else
-                    weigh(scores + i * KEYS, (int)seen, job.scale * LOG2E, weights + i * KEYS, top + r + i, mass + r + i,
+                    weigh(scores + i * KEYS, seen, job.scale * LOG2E, weights + i * KEYS, top + r + i, mass + r + i,
                           out + (r + i) * size, (int)size);
             }
-            product<true>(weights, KEYS, packed_values, (int)size, KEYS / 2, (count + 1) / 2, some, out + r * size, size);
+            product<true>(weights, KEYS, packed_values, (int)size, KEYS / 2, (most + 1) / 2, some, out + r * size, size);
         }
     }
     for (int64_t g = 0; g < groups; g++)

@@ -25,11 +25,15 @@ static inline f16v splat(float x) { return x - (f16v){}; }
 static inline f16v load(const float* p) { f16v x; memcpy(&x, p, 64); return x; }
 static inline void store(float* p, f16v x) { memcpy(p, &x, 64); }
 
-static inline f16v load(const bf16* p) {
-    u16v x; memcpy(&x, p, 32);
-    w16v wide = __builtin_convertvector(x, w16v) << 16;
-    return (f16v)wide;
+// GCC 12 widens the two halves of a vector one after the other.
+static inline f16v widen(u16v x) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#else
+    return (f16v)(__builtin_convertvector(x, w16v) << 16);
+#endif
 }
+static inline f16v load(const bf16* p) { u16v x; memcpy(&x, p, 32); return widen(x); }
 
 static inline float widen(float16 x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
 static inline float16 narrow_half(float x) { _Float16 y = (_Float16)x; float16 bits; memcpy(&bits, &y, 2); return bits; }
@@ -102,6 +106,28 @@ static inline bf16 narrow(float x) {
     if ((w & 0x7fffffffu) > 0x7f800000u) return {(uint16_t)((w >> 16) | 0x40)};
     return {(uint16_t)((w + 0x7fffu + ((w >> 16) & 1u)) >> 16)};
 }
+
+// Sixteen numbers to bfloat16, as `narrow` rounds them; the processor's own instruction makes those below 1e-38 zero.
+static inline u16v narrow(f16v x) {
+#if defined(__AVX512BF16__)
+    return (u16v)_mm512_cvtneps_pbh((__m512)x);
+#else
+    const w16v w = (w16v)x, rounded = w + 0x7fffu + ((w >> 16) & 1u);
+    return __builtin_convertvector((x == x ? rounded : w | 0x400000u) >> 16, u16v);
+#endif
+}
+static inline void store(bf16* p, f16v x) {
+    const u16v halves = narrow(x);
+    memcpy(p, &halves, 32);
+}
+
+// The numbers that would be stored as T.
+template <class T>
+static inline f16v rounded(f16v x) {
+    if constexpr (std::is_same_v<T, bf16>) return widen(narrow(x));
+    else return x;
+}
+
 static inline void put(float* p, float x) { *p = x; }
 static inline void put(bf16* p, float x) { *p = narrow(x); }
 static inline void put(float16* p, float x) { *p = narrow_half(x); }

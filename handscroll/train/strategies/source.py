@@ -13,6 +13,7 @@ more for every layer.
 import torch
 
 from handscroll.data.batch import Batch
+from handscroll.kernels import gradient
 from handscroll.nn.attention import CrossAttention
 from handscroll.nn.memory import Memory
 from handscroll.nn.span import Span
@@ -43,7 +44,7 @@ class Source:
             self.stack.forget(self.slopes, chunk)
         self.stack.back()
 
-    @torch.no_grad()
+    @gradient.repeated()
     def remember(self, layers: range) -> Memory:
         """Compute the keys and values of all chunks for some decoder layers."""
         for chunk in range(self.stack.chunks):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from handscroll.base.allocator import trim
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.kernels import gradient
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.nn.keeper import Keeper
@@ -159,7 +160,7 @@ class Stack:
             self.forward(stage)
         return self.back()
 
-    @torch.no_grad()
+    @gradient.repeated()
     def forward(self, stage: int) -> None:
         """Compute and keep the outputs of a stage: the inputs of the next stage, or the normed final states.
 
@@ -201,7 +202,7 @@ class Stack:
     def last(self) -> int:
         return len(self.stages) - 1
 
-    @torch.no_grad()
+    @gradient.repeated()
     def _collect(self, stage: int, carry: Carry, memory: Memory | None) -> None:
         """Store the keys and values of all chunks. The last layer of the stage computes nothing else.
 
