@@ -1,16 +1,17 @@
 """When the C library returns free memory to the system: rarely by itself, and all of it when `trim` says so.
 
-By itself glibc returns the end of its heap as soon as a few megabytes are free there. The tensors of the next layer are
-allocated there again, and the system zeroes every page anew: a ninth of the time of a prefill. So up to `KEPT` bytes
-stay, in every process that imports this module. Imports no torch.
+By itself glibc returns the end of its heap once twice the size of the largest tensor so far is free there, as the
+temporary tensors of a layer often are. Those of the next layer are allocated there again, and the system zeroes every
+page anew: a ninth of the time of a prefill. So up to `KEPT` bytes stay, in every process that imports this module.
+Imports no torch.
 """
 
 import ctypes
 import os
 import sys
 
-KEPT = 16 << 20  # bytes of free memory that stay at the end of the heap; 128 MiB save no more
-HEAP = 32 << 20  # bytes from which a tensor is not in the heap: where glibc's own limit ends
+HEAP = 32 << 20  # bytes from which a tensor is not in the heap: the most that glibc allows
+KEPT = 2 * HEAP  # bytes of free memory that stay at the end of the heap: the most that glibc would come to itself
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names that glibc gives its parameters
 _OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 

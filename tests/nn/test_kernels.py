@@ -12,6 +12,7 @@ from handscroll.kernels.merge import merge
 from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
+from handscroll.nn.pieces import Piece, joined
 from handscroll.nn.span import Span
 from tests.masks import First
 from tests.nn.material import MASKS, heads, packed_marks
@@ -77,6 +78,14 @@ def test_small_tiles_change_nothing(monkeypatch):
     monkeypatch.setattr("handscroll.nn.pieces.QUERIES", 7)
     out, _ = attend(q, [Span(k, v, marks)], Causal(), marks, kernel="tiles")
     torch.testing.assert_close(out, want, atol=1e-6, rtol=1e-6)
+
+
+def test_the_keys_before_the_diagonal_join_it_where_all_queries_see_them():
+    square = Piece(6, 9, square=True)
+    assert joined([Piece(0, 6), square]) == [Piece(0, 9, square=True)]
+    assert joined([Piece(0, 2, Causal()), Piece(2, 6), square]) == [Piece(0, 2, Causal()), Piece(2, 9, square=True)]
+    for apart in ([Piece(0, 5), square], [Piece(0, 6, Causal()), square], [square], [Piece(0, 6), Piece(6, 9)], []):
+        assert joined(apart) == apart
 
 
 def test_merge_with_an_empty_piece():

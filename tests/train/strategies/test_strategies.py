@@ -7,6 +7,9 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.data.batch import Batch
+from handscroll.kernels.native.library import library
+from handscroll.kernels.registry import recording
+from handscroll.kernels.rows import GATE, NORM
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
@@ -80,6 +83,19 @@ def test_bfloat16_strategies_agree_to_bfloat16():
     for strategy in (Plain(), Plain(mlp_tile=48), Plain(recompute=True), Staged(64), Staged(64, 1), Staged(64, 2)):
         Step(strategy, autocast=torch.bfloat16)(model, [batch("plain")], Causal())
         assert distance(gradients(model), exact) < 0.02
+
+
+@pytest.mark.parametrize("strategy", [Plain(mlp_tile=48), Staged(64), Staged(64, 1, mlp_tile=20)])
+def test_a_pass_without_gradient_rounds_as_the_pass_that_repeats_it(strategy):
+    """The compiled norms and gates have no gradient, so no pass of a step takes them; evaluation does."""
+    model, between = llama(), {NORM.name, GATE.name}
+    with recording() as made:
+        Step(strategy)(model, [batch("plain")], Causal())
+    assert {choice.kernel for choice in made if choice.operation in between} == {"torch"}
+    with torch.no_grad(), recording() as made:
+        model(batch("plain").tokens)
+    wanted = {"torch" if library() is None else "compiled"}
+    assert {choice.kernel for choice in made if choice.operation in between} == wanted
 
 
 def test_dropout_is_a_fair_draw_that_depends_on_the_token_alone():
