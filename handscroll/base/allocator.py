@@ -31,8 +31,9 @@ def trim() -> bool:
 
     glibc allocates tensors below 32 MiB from a heap and keeps the holes between them. When this function is called
     between the layers or chunks of a long step, holes of about a tenth of the step's memory remain (2,600 against 2,900
-    MiB, 135M parameters, 2,048 tokens, 2026-11). The calls cost no measurable time. The alternative is to return every
-    freed tensor at once (M_MMAP_THRESHOLD); it left no holes, but cost 23 % of the time.
+    MiB, 135M parameters, 2,048 tokens, 2026-11). What is allocated again afterwards gets new pages, so it is called
+    where the next allocations differ from the last ones. The alternative is to return every freed tensor at once
+    (M_MMAP_THRESHOLD); it left no holes, but cost 23 % of the time.
     Limits: with other C libraries (musl, macOS) it does nothing.
     """
     return _malloc_trim is not None and bool(_malloc_trim(0))
