@@ -2,8 +2,8 @@
 
 By itself glibc returns the end of its heap once twice the size of the largest tensor so far is free there, as the
 temporary tensors of a layer often are. Those of the next layer are allocated there again, and the system zeroes every
-page anew: a ninth of the time of a prefill. So up to `KEPT` bytes stay, in every process that imports this module.
-Imports no torch.
+page anew: a ninth of the time of a prefill. So up to `KEPT` bytes stay in each of its heaps (usually one), in every
+process that imports this module. Imports no torch.
 """
 
 import ctypes
@@ -13,7 +13,10 @@ import sys
 HEAP = 32 << 20  # bytes from which a tensor is not in the heap: the most that glibc allows
 KEPT = 2 * HEAP  # bytes of free memory that stay at the end of the heap: the most that glibc would come to itself
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names that glibc gives its parameters
-_OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_OTHERS = (
+    "GLIBC_TUNABLES",
+    *(f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "TOP_PAD", "MMAP_MAX")),
+)
 
 
 def keep() -> bool:

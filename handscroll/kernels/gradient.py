@@ -1,7 +1,7 @@
 """Whether the numbers of a pass must be those of a pass with gradient: `possible`, and `repeated` for training.
 
-A step of exact long training computes a chunk without gradient first, and again with gradient later. Compiled kernels
-round in other places than torch's differentiable loops, so both passes use the latter.
+A step of exact long training computes a chunk without gradient first, and again with gradient later. Kernels without
+gradient round in other places than torch's differentiable loops, so both passes use the latter.
 """
 
 import threading
@@ -20,7 +20,12 @@ _PASSES = _Passes()
 
 def possible() -> bool:
     """Whether this pass has a gradient, or is computed again with gradient later."""
-    return torch.is_grad_enabled() or _PASSES.repeated
+    return torch.is_grad_enabled() or again()
+
+
+def again() -> bool:
+    """Whether this pass is computed again with gradient later."""
+    return _PASSES.repeated
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handscroll.kernels import gradient
 from handscroll.kernels.formats import Format
 from handscroll.kernels.gpu import slots
 from handscroll.kernels.native import calls
@@ -59,7 +60,7 @@ def _refuses_compiled_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bo
 def _refuses_gpu_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:
     if offset:
         return OFFSET
-    return calls.GRADIENT if torch.is_grad_enabled() else slots.refuses_norm(x, weight)
+    return calls.GRADIENT if gradient.possible() else slots.refuses_norm(x, weight)
 
 
 def _gpu_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
@@ -86,7 +87,7 @@ def _norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
 
 
 def _refuses_gpu_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
-    return calls.GRADIENT if torch.is_grad_enabled() else slots.refuses_turn(x, cosine)
+    return calls.GRADIENT if gradient.possible() else slots.refuses_turn(x, cosine)
 
 
 def _refuses_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:

@@ -126,12 +126,12 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill_(~allowed, -math.inf).unsqueeze(1)
 
 
-def _with_square(scores: Scores, q: Tensor) -> Tensor | None:
+def _with_square(scores: Scores, q: Tensor, keys: Tensor) -> Tensor | None:
     """The numbers added to the scores, or those that make the causal diagonal."""
     if not scores.square:
         return scores.added
-    ones = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
-    return additive(ones.tril()[None], q.dtype)
+    ones = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device)
+    return additive(ones.tril(keys.shape[2] - q.shape[2])[None], q.dtype)
 
 
 def _every_head(added: Tensor | None, q: Tensor) -> Tensor | None:
@@ -187,7 +187,7 @@ def _changed(scores: Scores) -> str:
 
 def _products(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
     """Plain products on any device with float32 softmax, for one tile of queries at a time to keep the scores small."""
-    added = _with_square(scores, q)
+    added = _with_square(scores, q, keys)
     keys, values = keys.to(q.dtype), values.to(q.dtype)
     outs, lses = [], []
     for rows in _tiles(q, keys):
@@ -218,7 +218,7 @@ def _gpu_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores,
 
 
 def _products_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> Inputs:
-    (q, keys, values), (out, lse), added = inputs, result, _with_square(scores, inputs[0])
+    (q, keys, values), (out, lse), added = inputs, result, _with_square(scores, *inputs[:2])
     wide, cap = accumulator(q), scores.cap
     grad_q = torch.empty_like(q)
     grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)

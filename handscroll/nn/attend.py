@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.kernels import runs
+from handscroll.kernels import gradient, runs
 from handscroll.kernels.gpu.slots import Slots
 from handscroll.kernels.merge import NOTHING, merge
 from handscroll.kernels.native import calls as native
@@ -259,7 +259,7 @@ def _refuses_fold(q: Tensor, call: Call) -> str:
         return f"more than {FOLD} queries"
     if call.exchange is not None:
         return "the keys lie on several ranks"
-    return "a gradient is wanted" if _tracked(q, call.spans, call.bias) else ""
+    return native.GRADIENT if gradient.again() or _tracked(q, call.spans, call.bias) else ""
 
 
 def _observed(run: Callable[[Tensor, Call], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from handscroll.kernels.native import library as module
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.registry import recording, without
 from handscroll.kernels.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
-from handscroll.kernels.runs import OVER, forward
+from handscroll.kernels.runs import OVER, Scores, forward
 from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -440,8 +440,9 @@ def test_keys_before_the_diagonal_are_a_run_of_their_own_for_torch(count):
     q, keys, values = random(1, 4, count, 32), random(1, 2, 90, 32, seed=1), random(1, 2, 90, 32, seed=2)
     with recording() as made:
         out, lse = forward(q, keys, values, None, 0.3, square=True)
-    kinds = {choice.kernel for choice in made}
-    assert kinds == {"two runs", "torch"}
+    assert {choice.kernel for choice in made} == {"two runs", "torch"}
+    whole, _ = OVER.kernel("products").run(q, keys, values, Scores(0.3, square=True))
+    torch.testing.assert_close(whole, out, rtol=1e-5, atol=2e-6)
     allowed = torch.ones(count, 90, dtype=torch.bool).tril(90 - count)
     want, want_lse = oracle(q * 0.3, *(x.repeat_interleave(2, dim=1) for x in (keys, values)), allowed)
     torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=2e-6)

@@ -123,11 +123,15 @@ def test_norms_and_rotations_that_are_left_to_torch():
     assert calls.refuses_norm(few.double(), weight.double())
     assert calls.refuses_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
     assert calls.refuses_norm(random(2, 1, 128)[..., ::2], weight)
+    assert calls.refuses_norm(few, torch.ones(128)[::2]) and calls.refuses_norm(few, torch.ones(1))
     assert calls.refuses_norm(random(1, 1, 24), torch.ones(24))
     with torch.enable_grad():
         assert calls.refuses_norm(few, weight)
     assert calls.refuses_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
     assert calls.refuses_turn(random(1, 2, 1, 64).double(), table.double())
+    assert calls.refuses_turn(random(1, 2, 5, 64), table) and calls.refuses_turn(
+        random(2, 2, 1, 64), table.repeat(3, 1, 1)
+    )
     assert calls.refuses_gate(few, few.bfloat16()) and calls.refuses_gate(few, few[..., :32])
     assert calls.refuses_gate(few[..., ::2], few[..., ::2]) and calls.refuses_gate(few[..., :24], few[..., :24])
     with recording() as made:

@@ -233,7 +233,7 @@ def prefill(
 
 def refuses_product(x: Tensor, weight: Tensor) -> str:
     """Why `multiply` does not take them; it needs few contiguous rows in the weight's dtype and whole vectors."""
-    if torch.is_grad_enabled():
+    if gradient.possible():
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
         return MANY
@@ -344,7 +344,9 @@ def refuses_norm(x: Tensor, weight: Tensor) -> str:
     """Why `norm` does not take them; it needs contiguous rows (..., D) in the dtype of the weight."""
     if x.dtype != weight.dtype:
         return "the weight is in another dtype"
-    if not x.is_contiguous():
+    if weight.shape != x.shape[-1:] or weight.device != x.device:
+        return "the weight has another size than the rows, or lies on another device"
+    if not (x.is_contiguous() and weight.is_contiguous()):
         return GAPS
     return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
 
@@ -367,6 +369,8 @@ def refuses_turn(x: Tensor, cosine: Tensor) -> str:
         return "the tables are not float32 without gaps"
     if x.shape[-1] != 2 * cosine.shape[-1]:
         return "only a part of each head is rotated"
+    if cosine.shape[1] != x.shape[2] or cosine.shape[0] not in (1, x.shape[0]) or cosine.device != x.device:
+        return "the tables are not for these tokens, or lie on another device"
     if x.stride(-1) != 1:
         return GAPS
     return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_rows(x)
@@ -378,9 +382,9 @@ def turn(
     """x rotated by the tables of one row or of every row; computed in float32."""
     found = library()
     assert found is not None
-    out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    out, sine = torch.empty(x.shape, dtype=x.dtype, device="cpu"), sine.contiguous()
     numbers, strides = _numbers(*x.shape, cosine.shape[0], torch.get_num_threads()), _numbers(*x.stride()[:3])
-    found.handscroll_turn(KINDS[x.dtype], _at(x), _at(cosine), _at(sine.contiguous()), numbers, strides, _at(out))
+    found.handscroll_turn(KINDS[x.dtype], _at(x), _at(cosine), _at(sine), numbers, strides, _at(out))
     return out
 
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels import gradient
 from handscroll.kernels.gpu.slots import Slots, works
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.stack import first_keys
@@ -45,7 +46,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
     cache: Any = context.cache
     if x.shape[1] != 1 or cache is None or not cache.recordable or cache.past or not cache.fits(1):
         return "a graph is recorded only for one new token over a full cache"
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or context.noise is not None:
+    if gradient.possible() or torch.is_autocast_enabled("cuda") or context.noise is not None:
         return "a gradient, several precisions (autocast) or dropout are wanted"
     if context.bias is not None or context.memory is not None or any(turn.bands for turn in context.rotations):
         return "there is a bias or a source, or there are distance bands"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels import gradient
 from handscroll.kernels.native import tables
 from handscroll.kernels.native.calls import FEW, GRADIENT, KINDS, MANY, NOT_CPU
 from handscroll.kernels.native.library import library, reason
@@ -129,7 +130,7 @@ def refuses_pass(x: Embeddings, context: Any) -> str:
         return MANY
     if x.device.type != "cpu":
         return NOT_CPU
-    if torch.is_grad_enabled():
+    if gradient.possible():
         return GRADIENT
     if torch.is_autocast_enabled("cpu") or context.noise is not None:
         return "there is dropout, or several precisions (autocast)"

@@ -53,7 +53,7 @@ LLAMA = {"vocab": 67, "width": 32, "layers": 5, "heads": 4, "kv_heads": 2, "head
 
 def llama(**more):
     positions = {"base": 1e4, "scaling": {"name": "none"}, "context": 256, "trained": 256}
-    return Llama(LlamaConfig(**LLAMA, positions=positions, **more))
+    return Llama(LlamaConfig(**{**LLAMA, "positions": positions, **more}))
 
 
 def scaled(name, **fields):
