@@ -140,13 +140,13 @@ def test_prefill_equals_float64(shape, square):
 @needs_narrow
 @pytest.mark.parametrize("square", [True, False])
 @pytest.mark.parametrize("shape", [(1, 6, 2, 300, 300, 64), (2, 2, 1, 70, 513, 80), (1, 2, 1, 1, 5, 16)])
-def test_prefill_multiplies_float16_keys_exactly(shape, square):
-    """Keys with a large common part, as biases make them: a rounding of theirs would be seen in the scores.
+def test_prefill_multiplies_float32_by_float16(shape, square):
+    """Keys with a large common part, as biases make them: a rounding of keys or queries to bfloat16 would be seen.
 
-    The queries are representable in bfloat16, so only weights and values are rounded.
+    Only weights and values are rounded; of the queries, 16 bits count.
     """
     batch, heads, kv, count, length, size = shape
-    q = random(batch, count, heads, size, dtype=torch.bfloat16).float().transpose(1, 2)
+    q = random(batch, count, heads, size).transpose(1, 2)
     keys, values = (random(batch, kv, length + 3, size, seed=n) for n in (1, 2))
     keys = (keys + 40 * random(size, seed=3)).half()[:, :, :length]
     values = values.half()[:, :, :length]
@@ -156,7 +156,7 @@ def test_prefill_multiplies_float16_keys_exactly(shape, square):
     wide = [x.repeat_interleave(heads // kv, dim=1) for x in (keys, values)]
     allowed = torch.ones(count, length, dtype=torch.bool).tril(length - count) if square else None
     want, want_lse = oracle(q.double() / math.sqrt(size), *wide, allowed)
-    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-4)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=5e-4)
     assert (out.double() - want).abs().max() / want.abs().max() < 2**-8
 
 

@@ -2,7 +2,8 @@
 // (AVX-512 BF16, float32 sums) around an online softmax (Dao et al. 2022, "FlashAttention").
 //
 // Queries are bfloat16 over keys and values of bfloat16, or float32 over float16. A float16 key is the sum of two
-// bfloat16 numbers, so its products are exact; float32 queries and float16 values are rounded to bfloat16.
+// bfloat16 numbers, and a float32 query nearly so (16 bits of 24). Three of the four products are made, since that of the
+// two small parts is below the others' rounding. float16 values are rounded to bfloat16.
 //
 // A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds two features
 // of sixteen keys, values so that it holds two keys' numbers of sixteen features. Both are packed once per task and
@@ -86,8 +87,9 @@ void product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int columns
     }
 }
 
-// The high and low part of 16 float16 numbers, as bfloat16.
-inline void split(const float16* from, uint16_t* high, uint16_t* low) {
+// The high and low part of 16 numbers, as bfloat16.
+template <class N>
+inline void split(const N* from, uint16_t* high, uint16_t* low) {
     const __m512 x = (__m512)load(from);
     const __m256i part = (__m256i)_mm512_cvtneps_pbh(x);
     const __m512 wide = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16);
@@ -149,12 +151,9 @@ void pack_values(const K* values, int count, int size, uint16_t* packed) {
     }
 }
 
-// A query or a result of 16 numbers.
-inline void take(const bf16* from, uint16_t* to) { memcpy(to, from, 32); }
-inline void take(const float* from, uint16_t* to) {
-    const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)load(from));
-    memcpy(to, &half, 32);
-}
+// A query or a result of 16 numbers; `rest` takes the low parts of float32.
+inline void take(const bf16* from, uint16_t* to, uint16_t*) { memcpy(to, from, 32); }
+inline void take(const float* from, uint16_t* to, uint16_t* rest) { split(from, to, rest); }
 inline void give(f16v x, bf16* to) {
     const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)x);
     memcpy(to, &half, 32);
@@ -226,15 +225,16 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
     const int64_t length = job.square ? before + first + here : job.length;
     static thread_local std::vector<uint16_t> narrow;
     static thread_local std::vector<float> wide;
-    narrow.resize(rows * size + (SPLIT ? 3 : 2) * KEYS * size + ROWS * KEYS);
+    narrow.resize((SPLIT ? 2 : 1) * rows * size + (SPLIT ? 3 : 2) * KEYS * size + ROWS * KEYS);
     wide.resize(rows * (size + 2) + ROWS * KEYS);
     uint16_t *q = narrow.data(), *packed_keys = q + rows * size, *packed_values = packed_keys + KEYS * size;
-    uint16_t *weights = packed_values + KEYS * size, *rest = weights + ROWS * KEYS;
+    uint16_t *weights = packed_values + KEYS * size, *rest = weights + ROWS * KEYS, *q_rest = rest + KEYS * size;
     float *out = wide.data(), *top = out + rows * size, *mass = top + rows, *scores = mass + rows;
     for (int64_t g = 0; g < groups; g++)
         for (int64_t t = 0; t < here; t++) {
             const T* from = job.q + b * job.q_batch + (kv * groups + g) * job.q_head + (first + t) * job.q_token;
-            for (int64_t e = 0; e < size; e += 16) take(from + e, q + (g * here + t) * size + e);
+            const int64_t at = (g * here + t) * size;
+            for (int64_t e = 0; e < size; e += 16) take(from + e, q + at + e, q_rest + at + e);
         }
     memset(out, 0, sizeof(float) * rows * size);
     for (int64_t r = 0; r < rows; r++) top[r] = -INFINITY, mass[r] = 0;
@@ -254,7 +254,10 @@ void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
             if (most == 0) continue;
             const int columns = (most + 63) / 64 * 64;
             product<false>(q + r * size, size, packed_keys, columns, size / 2, (int)size / 2, some, scores, KEYS);
-            if (SPLIT) product<true>(q + r * size, size, rest, columns, size / 2, (int)size / 2, some, scores, KEYS);
+            if (SPLIT) {
+                product<true>(q + r * size, size, rest, columns, size / 2, (int)size / 2, some, scores, KEYS);
+                product<true>(q_rest + r * size, size, packed_keys, columns, size / 2, (int)size / 2, some, scores, KEYS);
+            }
             for (int i = 0; i < some; i++) {
                 const int seen = sees[i];
                 if (seen == 0)
