@@ -215,9 +215,9 @@ def prefill(
     """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. S - T + t, otherwise all.
 
     A float16 key is the sum of two bfloat16 numbers, and a float32 query is taken as the sum of two, which keeps 16 of
-    its 24 bits: a rounding of either moves the logits (docs/log.md). float16 values are rounded to bfloat16. The weights
-    are rounded to bfloat16 before they multiply the values, as in torch's fused kernel; scores, sums and the log-sum-exp
-    are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
+    its 24 bits: a rounding of either moves the logits (docs/log.md). float16 values are rounded to bfloat16, and so are
+    the weights before they multiply the values, as in torch's fused kernel; scores, sums and the log-sum-exp are
+    float32. The output lies in memory as (B, T, H, E), which the next projection reads.
     """
     found = library()
     assert found is not None
