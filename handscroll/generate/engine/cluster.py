@@ -172,7 +172,7 @@ def _in_order(found: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[list[dict
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] - optional
     except ImportError:
         raise ConfigError(
             "a cluster needs the package ray, which is not installed: pip install 'handscroll[ray]'"
