@@ -29,6 +29,7 @@ from tests.models.heads import PLAIN
 from tests.text.small import trained as tokenizer
 
 TOKENIZER = tokenizer("bpe")
+ROUNDED = 2e-3  # of int8 weights, whose products round their rows; by torch's products it is 1.0e-3 on these models
 KINDS = {
     "plain": {"r": 4},
     "rslora": {"r": 4, "use_rslora": True, "lora_alpha": 3},
@@ -151,7 +152,8 @@ def test_tied_tables_are_changed_as_in_peft(tmp_path, settings, rounded):
         reference.save_pretrained(tmp_path / "base")
     want = logits_of(trained(reference, tmp_path / "adapter", r=4, **settings), ids)
     lm = handscroll.load(tmp_path / "base", weights="int8" if rounded else "", adapter=tmp_path / "adapter")
-    torch.testing.assert_close(lm.logits(ids[0]), want, atol=1e-3 if rounded else 1e-4, rtol=1e-3 if rounded else 1e-4)
+    limit = ROUNDED if rounded else 1e-4
+    torch.testing.assert_close(lm.logits(ids[0]), want, atol=limit, rtol=limit)
     torch.testing.assert_close(lm.nll(ids[0]), loss(want, ids[0]), atol=1e-3, rtol=1e-3)
     if not rounded:
         lm.merge().save(tmp_path / "merged")
@@ -169,7 +171,8 @@ def test_trained_tokens_of_an_own_head_are_those_of_peft(tmp_path, rounded):
     settings = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [9, 5], "lm_head": [7, 4]}}
     want = logits_of(trained(base, tmp_path / "adapter", r=4, **settings), ids)
     lm = handscroll.load(tmp_path / "base", weights="int8" if rounded else "", adapter=tmp_path / "adapter")
-    torch.testing.assert_close(lm.logits(ids[0]), want, atol=1e-3 if rounded else 1e-4, rtol=1e-3 if rounded else 1e-4)
+    limit = ROUNDED if rounded else 1e-4
+    torch.testing.assert_close(lm.logits(ids[0]), want, atol=limit, rtol=limit)
     torch.testing.assert_close(lm.nll(ids[0]), loss(want, ids[0]), atol=1e-3, rtol=1e-3)
     if not rounded:
         torch.testing.assert_close(lm.merge().logits(ids[0]), want, atol=1e-4, rtol=1e-4)
