@@ -14,7 +14,7 @@ label, with copies on one side. MiniLM knows English; on Chinese it reads single
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import handscroll
 from bench.kept import claim
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
-from handscroll.data.table.table import Table
+from handscroll.data.table.table import Record
 from handscroll.metrics.table import compare, measure
 from handscroll.models.new import About, new_model
 from handscroll.models.sentences import pooled
@@ -96,26 +96,26 @@ def prepare(one: Data, folder: Path, data: Path) -> tuple[Path, Path]:
         else:
             tables = split(table, {"test": 0.1}, 0, "label").tables
         for name, path in (("train", train), ("test", test)):
-            _write(tables[name], one, path)
+            write_rows(tables[name], one, path)
     return train, test
 
 
-def _write(table: Table, one: Data, path: Path) -> None:
+def write_rows(table: Iterable[Record], one: Data, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows([record.get(one.text), record.get("label")] for record in table)
 
 
-def _rows(path: Path) -> tuple[list[str], list[str]]:
+def rows_of(path: Path) -> tuple[list[str], list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
 def majority(one: Data, train: Path, test: Path) -> list[str]:
-    _, labels = _rows(train)
-    return [max(sorted(set(labels)), key=labels.count)] * len(_rows(test)[0])
+    _, labels = rows_of(train)
+    return [max(sorted(set(labels)), key=labels.count)] * len(rows_of(test)[0])
 
 
 def tfidf(one: Data, train: Path, test: Path) -> list[str]:
@@ -123,11 +123,11 @@ def tfidf(one: Data, train: Path, test: Path) -> list[str]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    texts, labels = _rows(train)
+    texts, labels = rows_of(train)
     analyzer, most = ("word", 2) if one.english else ("char", 3)
     vectors = TfidfVectorizer(sublinear_tf=True, analyzer=analyzer, ngram_range=(1, most))
     model = LogisticRegression(C=10, max_iter=2000).fit(vectors.fit_transform(texts), labels)
-    return model.predict(vectors.transform(_rows(test)[0])).tolist()
+    return model.predict(vectors.transform(rows_of(test)[0])).tolist()
 
 
 def frozen(minilm: str, pooling: str, train: Path, test: Path) -> list[str]:
@@ -137,10 +137,10 @@ def frozen(minilm: str, pooling: str, train: Path, test: Path) -> list[str]:
     from sklearn.preprocessing import StandardScaler
 
     lm = handscroll.load(minilm)
-    texts, labels = _rows(train)
+    texts, labels = rows_of(train)
     given, asked = (
         pooled(lm.model, [lm.tokenizer.encode(text) for text in part], pooling).numpy()
-        for part in (texts, _rows(test)[0])
+        for part in (texts, rows_of(test)[0])
     )
     regression = LogisticRegressionCV(Cs=[0.001, 0.01, 0.1, 1], cv=3, tol=1e-3, max_iter=500)
     model = make_pipeline(StandardScaler(), regression).fit(given, labels)
@@ -150,7 +150,7 @@ def frozen(minilm: str, pooling: str, train: Path, test: Path) -> list[str]:
 def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
     """A new LSTM of 256 with a tokenizer that was trained on the training texts."""
     if not (folder / "config.json").exists():
-        texts, _ = _rows(train)
+        texts, _ = rows_of(train)
         tokenizer = train_tokenizer(texts, TokenizerConfig(vocab=4096))
         model = new_model("lstm", {"width": 256, "layers": 1}, About(tokenizer, 256))
         initialise(model, "normal", 1, torch.Generator().manual_seed(seed))
@@ -212,7 +212,7 @@ def peer(options: argparse.Namespace, seed: int, folder: Path, train: Path, test
     """What the same encoder says when `transformers` tunes it on all training rows; the last weights are kept."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-    texts, labels = _rows(train)
+    texts, labels = rows_of(train)
     names = sorted(set(labels))
     tokenizer = AutoTokenizer.from_pretrained(options.minilm)
     torch.manual_seed(seed)
@@ -237,7 +237,7 @@ def peer(options: argparse.Namespace, seed: int, folder: Path, train: Path, test
     )
     trainer = Trainer(model, arguments, train_dataset=encoded(texts, labels), processing_class=tokenizer)
     trainer.train()
-    asked_texts, truth = _rows(test)
+    asked_texts, truth = rows_of(test)
     outputs = trainer.predict(encoded(asked_texts, truth)).predictions
     return [names[index] for index in outputs.argmax(-1)]
 
@@ -253,7 +253,7 @@ def table(work: Path, resamples: int = 1000) -> str:
         paths = sorted((work / name).glob("*.said.json"))
         if not paths:
             continue
-        _, truth = _rows(work / name / "test.csv")
+        _, truth = rows_of(work / name / "test.csv")
         said = {path.name.removesuffix(".said.json"): json.loads(path.read_text(encoding="utf-8")) for path in paths}
         right = {key: sum(a == b for a, b in zip(given, truth, strict=True)) for key, given in said.items()}
         plain = [key for key in said if key.rpartition("-")[0] in PLAIN]
