@@ -1,4 +1,4 @@
-"""The benchmark in folds judges every row once, by what did not learn from it, and shares its work between processes."""
+"""The benchmark in folds judges every row once, by what did not learn from it; processes can share its work."""
 
 import csv
 
@@ -39,7 +39,7 @@ def test_every_row_is_judged_once_by_what_did_not_learn_it(bench, capsys):
     run, learned, work = bench
     run("--folds", "3")
     judged = [rows(work / f"fold-{number}" / "test.csv") for number in range(3)]
-    assert sorted(sum(judged, [])) == sorted({row for part in judged for row in part}) and sum(map(len, judged)) == 60
+    assert len({row for part in judged for row in part}) == sum(map(len, judged)) == 60
     assert len(learned) == 3
     for own, others in zip(judged, learned, strict=True):
         assert not set(own) & set(others) and len(own) + len(others) == 60
