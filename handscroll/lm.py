@@ -443,6 +443,14 @@ class LM:
         return score.ids_of(self.model, self.tokenizer, text_or_ids)
 
 
+def check_numbers(dtype: str, weights: str) -> None:
+    """Refuse a dtype or a format of the weights that `load` does not know, by a ConfigError."""
+    if weights not in WEIGHTS:
+        raise ConfigError(f"unknown format of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *DTYPES))}")
+
+
 def load(
     source: str | Path,
     device: str = "cpu",
@@ -467,10 +475,7 @@ def load(
     """
     adapters = weighted(adapter)
     source, adapters = over_base(source, adapters)
-    if weights not in WEIGHTS:
-        raise ConfigError(f"unknown format of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *DTYPES))}")
+    check_numbers(dtype, weights)
     path = locate(source)
     held = read_gguf(path) if is_gguf(path) else None  # held here, so that its header is read only once
     tokenizer = Tokenizer.load(path)

@@ -82,6 +82,7 @@ def chat(
             f"--raw uses no chat template, and {' and '.join(used)} need one: leave out --raw, or {' and '.join(used)}"
         )
     lm = load(model, device, dtype, weights, adapter)
+    lm.model.spec.require("a chat", forward=True, head=True)
     if not raw and not used and not lm.tokenizer.settings.get("chat_template"):
         error_screen().print(f"{model} has no chat template: it continues your lines as one text")
         raw = True

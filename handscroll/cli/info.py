@@ -31,6 +31,7 @@ def info(
         (kernels, ("dtype", "device", "weights"), "give --kernels too"),
         (not kernels, ("vllm",), "--kernels shows kernels only, so leave one of the two out"),
         (not vllm, ("adapter",), "--vllm shows how a folder is served, so leave it out"),
+        (model, ("adapter",), "it changes a model, so name one"),
     )
     if kernels:
         _kernels(model, dtype, device, weights, adapter)
@@ -82,17 +83,17 @@ def _vllm(folder: Path) -> None:
 
 def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[str] | None) -> None:
     from handscroll import lm
-    from handscroll.base.errors import ConfigError, nearest
     from handscroll.evaluate.kernels import lines, usual
-    from handscroll.nn.quantised import quantise
+    from handscroll.models.weights import check_device
+    from handscroll.nn.quantised import PROJECTIONS, quantise
 
-    if dtype not in ("auto", *lm.DTYPES):
-        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *lm.DTYPES))}")
     if model:
         loaded = lm.load(model, device, dtype, weights, adapter).model
     else:
+        lm.check_numbers(dtype, weights)
+        check_device(device)
         loaded = usual(lm.DTYPES["bfloat16" if dtype == "auto" else dtype]).to(device)
-        loaded = quantise(loaded, weights) if weights else loaded
+        loaded = quantise(loaded, weights) if weights in PROJECTIONS else loaded
     for line in lines(loaded):  # type: ignore[arg-type]
         screen().print(line)
 

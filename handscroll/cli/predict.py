@@ -87,9 +87,10 @@ def predict(
             joint, found = None, say(lm, settled, given, lambda done: advance(done), asked, seed)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}")
     _write(out, settled, found)
-    if 0 < found.untold < len(found.part.examples):
+    if found.untold:
         told = f"not scored: {found.untold:,} of {len(found.part.examples):,} rows do not tell what is right"
-        screen().print(told)
+        whole = found.untold == len(found.part.examples)
+        screen().print(told + ("; where a column does, name it (--map FIELD=COLUMN)" if whole else ""))
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})

@@ -49,9 +49,10 @@ def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
 def lines(model: Decoder) -> Iterator[str]:
     """`situations` as text: a line for each choice, and a line for each faster kernel that was refused.
 
-    A compiled call of all layers computes products and attention itself; a further line says how.
+    A compiled call of all layers computes products and attention itself; for a new token a further line says how.
     """
     yield f"compiled kernels: {reason()}"
+    yield f"the model computes in {str(model.dtype).removeprefix('torch.')} on {model.device}"
     for name, made in situations(model):
         yield ""
         yield name

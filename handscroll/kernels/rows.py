@@ -91,7 +91,7 @@ def _refuses_gpu_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
 
 
 def _refuses_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
-    return calls.refuses_turn(x, cosine)
+    return calls.refuses_turn(x, cosine, sine)
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ Take = Callable[[int, Tensor], None]
 class Scores:
     """How products of queries and keys become scores: times `scale`, capped, plus `added` or the causal diagonal.
 
-    The diagonal (`square`) ends at the last query and the last key.
+    The diagonal (`square`) ends at the last query and the last key; there are at least as many keys as queries.
     """
 
     scale: float
@@ -59,8 +59,8 @@ def forward(
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
     `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; with `square`, query t
-    sees keys 0 .. S - T + t. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries.
-    With `cap`, scaled scores s first become cap * tanh(s / cap).
+    sees keys 0 .. S - T + t (S >= T). Query heads share kv heads evenly. Keys and values may be float16 under float32
+    queries. With `cap`, scaled scores s first become cap * tanh(s / cap).
     """
     if added is None:
         return OVER(q, keys, values, Scores(scale, cap, None, square))

@@ -259,7 +259,7 @@ def _refuses_fold(q: Tensor, call: Call) -> str:
         return f"more than {FOLD} queries"
     if call.exchange is not None:
         return "the keys lie on several ranks"
-    return native.GRADIENT if gradient.again() or _tracked(q, call.spans, call.bias) else ""
+    return native.GRADIENT if gradient.possible() else ""
 
 
 def _observed(run: Callable[[Tensor, Call], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:

@@ -81,14 +81,18 @@ class Classify(Headed):
         return self.model_copy(update={"labels": labels, "counts": counts})
 
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
-        unseen = {label: example.place for example in reversed(examples) for label in self._labels(example)}
-        for label in self.labels:
-            unseen.pop(label, None)
+        places: dict[str, str] = {}
+        for example in examples:
+            for label in self._labels(example):
+                places.setdefault(label, example.place)
+        unseen = [label for label in places if label not in self.labels]
         if unseen and self.labels:
-            label, place = next(iter(unseen.items()))
+            first, *others = unseen
+            more = f", nor were {', '.join(map(repr, others))} of other rows" if others else ""
             raise DataError(
-                f"{place}: the label {label!r} was not in the training data; known are {list(self.labels)}. Give "
-                "examples of it to train on, or leave such rows out"
+                f"{places[first]}: the label {first!r} was not in the training data{more}; known are "
+                f"{list(self.labels)}. Give examples of what is missing to train on, or take such rows, or the labels "
+                "of all rows, out of the table"
             )
         return examples
 

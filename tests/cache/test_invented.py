@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.full import FullCache
+from handscroll.cache.int8 import Int8Cache
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import POLICIES
 from handscroll.cli.main import app
@@ -48,6 +49,13 @@ class MirrorCache(FullCache):
 
 
 @dataclass(eq=False)
+class RoundedCache(Int8Cache):
+    """The cache in int8 under another name."""
+
+    policy: ClassVar[str] = "rounded"
+
+
+@dataclass(eq=False)
 class LoneCache(FullCache):
     """An exact cache that is not cut back, shared or saved."""
 
@@ -58,7 +66,7 @@ class LoneCache(FullCache):
 
 @pytest.fixture(autouse=True)
 def invented(monkeypatch):
-    for kind in (MirrorCache, LoneCache):
+    for kind in (MirrorCache, LoneCache, RoundedCache):
         monkeypatch.setitem(POLICIES, kind.policy, kind)
     monkeypatch.setattr(MirrorCache, "made", 0)
 
@@ -101,6 +109,27 @@ def test_saved_readings_of_exact_policies_are_the_same(lm, tmp_path):
     for refused in (partial(lm.generate, prompt), partial(lm.read, IDS)):
         with pytest.raises(ConfigError, match=naming("'lone'", "full", "int8", "mirror")):
             refused(store=store, policy="lone")
+
+
+def test_a_reading_of_another_policy_in_int8_is_saved_and_read(lm, tmp_path):
+    store, prompt = Store(tmp_path), [*IDS, 7]
+    lm.read(IDS, store, "book", 100, policy="rounded")
+    want = lm.generate(prompt, max_tokens=6, policy="int8")
+    assert lm.generate(prompt, max_tokens=6, store=store, policy="rounded") == want
+    about = store.about(store.find(lm.identity(100, "rounded"), torch.tensor(IDS)).number)
+    assert about.kept == torch.int8
+
+
+def test_a_reading_in_int8_that_does_not_say_so_is_read(lm, tmp_path):
+    """One that was made before readings named their dtype."""
+    store, prompt = Store(tmp_path), [*IDS, 7]
+    lm.read(IDS, store, "book", 100, policy="int8")
+    want = lm.generate(prompt, max_tokens=6, store=store, policy="int8")
+    for path in tmp_path.rglob("about.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        assert values.pop("rounded") == "int8"
+        path.write_text(json.dumps(values), encoding="utf-8")
+    assert lm.generate(prompt, max_tokens=6, store=Store(tmp_path), policy="int8") == want
 
 
 def test_the_engine_keeps_its_own_blocks_and_reads_exact_readings(lm, tmp_path):

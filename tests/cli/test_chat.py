@@ -18,6 +18,7 @@ from handscroll.cli.main import app
 from handscroll.cli.session import COMMANDS, messages_in
 from handscroll.generate.chat import Speaker
 from handscroll.lm import load
+from tests.tasks.material import tiny
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role + ':<|endoftext|>' + m.content + '<|endoftext|>\n' }}{% endfor %}"
@@ -147,8 +148,9 @@ def test_only_files_of_this_chat_are_replaced(instruct, tmp_path):
     run("chat", instruct, said=f"/save {tmp_path / 'none' / 'talk.json'}\n", fails="none")
 
 
-def test_options_that_belong_to_a_template_need_one(instruct, stretched_folder):
+def test_options_that_belong_to_a_template_need_one(instruct, stretched_folder, tmp_path):
     run("chat", instruct, "--raw", "--system", "x", fails="--system")
+    assert "chat template" not in run("chat", tiny(tmp_path / "bert"), fails="family 'bert'").stderr
     run("chat", stretched_folder, "--system", "x", fails="no chat template")
     run("chat", instruct, "--template", "rag", fails="'rag'")
     run("chat", instruct, "--set", "enable_thinking", fails="NAME=VALUE")

@@ -27,7 +27,9 @@ def test_info_says_which_kernels_run_and_why_no_faster_ones(tiny_folder):
     assert text.startswith("compiled kernels: ")
     for words in ("one new token", "training on", "gradient of attention", "not fold: more than 16 queries"):
         assert words in text
-    assert "not graph: the tensors are not on a GPU" in run("info", "--kernels")
+    assert "the model computes in float32 on cpu" in text
+    text = run("info", "--kernels", "--weights", "float")
+    assert "not graph: the tensors are not on a GPU" in text and "the model computes in bfloat16 on cpu" in text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_standard_input_is_decoded_as_a_file_is(tiny_folder):
         (["info", "MODEL", "--dtype", "float32"], "--dtype does nothing here: give --kernels too"),
         (["info", "MODEL", "--kernels", "--vllm"], "--vllm does nothing here"),
         (["info", "MODEL", "--vllm", "--adapter", "x"], "--adapter does nothing here"),
+        (["info", "--kernels", "--adapter", "x"], "--adapter does nothing here: it changes a model, so name one"),
         (["explain", "x", "a", "--answer", "b", "--max-tokens", "3"], "--max-tokens does nothing here"),
         (["explain", "x", "a", "--answer", "b", "--plain"], "--plain does nothing here: leave out --answer"),
         (["metrics", "--labels", "a,b"], "--labels needs PREDICTIONS"),
@@ -36,6 +37,14 @@ def test_standard_input_is_decoded_as_a_file_is(tiny_folder):
 def test_options_that_would_do_nothing_are_refused(tiny_folder, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(*(tiny_folder if word == "MODEL" else word for word in words), input="x\n", fails=said)
+
+
+@pytest.mark.parametrize("model", [True, False])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--weights", "int3"), ("--dtype", "int8"), ("--device", "foo"), ("--device", "cuda:99")]
+)
+def test_kernels_are_not_shown_for_what_is_unknown(tiny_folder, model, option, value):
+    run("info", *([tiny_folder] if model else []), "--kernels", option, value, fails=f"'{value}'")
 
 
 @pytest.mark.parametrize("moved", ["model", "adapter"])

@@ -54,7 +54,7 @@ def test_rotations_are_those_of_torch(dtype, shape, rows):
     x = random(batch, count, heads, size, dtype=dtype).transpose(1, 2)  # as attention splits it
     for back in (False, True):
         with torch.no_grad():
-            assert not calls.refuses_turn(x, rotation.cosine)
+            assert not calls.refuses_turn(x, rotation.cosine, rotation.sine)
             found = rotation.turn(x, back)
         first, second = x.double().chunk(2, dim=-1)
         cosine, sine = rotation.cosine.double()[:, None], rotation.sine.double()[:, None] * (-1 if back else 1)
@@ -105,7 +105,7 @@ def test_a_pass_that_is_repeated_with_gradient_is_computed_as_with_gradient():
     x, weight, table = random(1, 40, 64), torch.ones(64), torch.ones(1, 40, 32)
     refused = (
         lambda: calls.refuses_norm(x, weight),
-        lambda: calls.refuses_turn(x[:, None], table),
+        lambda: calls.refuses_turn(x[:, None], table, table),
         lambda: calls.refuses_gate(x, x),
     )
     assert all(refuses() for refuses in refused)
@@ -127,11 +127,12 @@ def test_norms_and_rotations_that_are_left_to_torch():
     assert calls.refuses_norm(random(1, 1, 24), torch.ones(24))
     with torch.enable_grad():
         assert calls.refuses_norm(few, weight)
-    assert calls.refuses_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
-    assert calls.refuses_turn(random(1, 2, 1, 64).double(), table.double())
-    assert calls.refuses_turn(random(1, 2, 5, 64), table) and calls.refuses_turn(
-        random(2, 2, 1, 64), table.repeat(3, 1, 1)
-    )
+    tables = ((table, table.double()), (table, table.repeat(3, 1, 1)), (table, table.to("meta")))
+    for cosine, sine in (*((one, one) for one in (table.double(), torch.ones(1, 1, 24))), *tables):
+        assert calls.refuses_turn(random(1, 2, 1, 2 * cosine.shape[-1]), cosine, sine)
+    for x, cosine in ((random(1, 2, 5, 64), table), (random(2, 2, 1, 64), table.repeat(3, 1, 1))):
+        assert calls.refuses_turn(x, cosine, cosine)
+    assert calls.refuses_gate(few, few.to("meta"))
     assert calls.refuses_gate(few, few.bfloat16()) and calls.refuses_gate(few, few[..., :32])
     assert calls.refuses_gate(few[..., ::2], few[..., ::2]) and calls.refuses_gate(few[..., :24], few[..., :24])
     with recording() as made:

@@ -4,6 +4,7 @@ import json
 import re
 from datetime import date, timedelta
 from decimal import Decimal
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -315,6 +316,24 @@ def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
         finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
 
 
+def test_all_labels_that_are_unseen_are_named(tmp_path):
+    data, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", 6, ("none", "neutral"))
+    with pytest.raises(DataError, match=naming("row 1", "'none'", "'neutral'", "known are ['bad', 'good']")):
+        finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("task", "field"), [("classify", "label"), ("regress", "number")])
+def test_a_table_without_a_column_for_what_is_right_is_refused_with_its_columns(tmp_path, task, field, skip):
+    data = tmp_path / "train.csv"
+    data.write_text("question,kind\n" + "w20 w30,1\nw21,2\n" * 10, encoding="utf-8")
+    given = partial(recipe, tiny(tmp_path / "bert"), data, {"steps": 1}, {"name": task}, held_out=0, skip_unfit=skip)
+    words = naming("train.csv", f"{field} (usual names: {field},", "question, kind", f"--map {field}=")
+    with pytest.raises(DataError, match=words):
+        finetune(given(), tmp_path / "run")
+    finetune(given(columns={field: "kind"}), tmp_path / "run")
+
+
 def test_labels_that_a_model_does_not_know_are_refused_before_it_reads(tmp_path, monkeypatch):
     lm = Classify(labels=("bad", "good")).ready(handscroll.load(tiny(tmp_path / "bert")), 0)
     task = Classify(labels=("bad", "fine"))
@@ -404,6 +423,9 @@ def test_rows_of_which_one_has_no_label_are_predicted_and_not_scored_which_is_sa
     said = CliRunner().invoke(app, [*asked, 'task.labels=["bad", "good"]', "--out", str(tmp_path / "out.jsonl")])
     assert said.exit_code == 0 and re.search("not scored: 1 of 5", said.output)
     assert len(rows(tmp_path / "out.jsonl")) == 5
+    data.write_text("text,kind\nw20,bad\n", encoding="utf-8")
+    said = CliRunner().invoke(app, [*asked, 'task.labels=["bad", "good"]', "--out", str(tmp_path / "more.jsonl")])
+    assert said.exit_code == 0 and re.search(r"not scored: 1 of 1 .*--map FIELD=COLUMN", said.output.replace("\n", " "))
 
 
 def test_rows_are_not_drawn_by_a_negative_seed(tmp_path):

@@ -10,6 +10,7 @@ from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+ROUNDED = {"int8": torch.int8}  # with a scale a head
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class About:
     head_size: int
     source: str
     adapters: tuple[str, ...] = ()  # that the model had
+    rounded: str = ""  # the dtype of keys and values that have scales
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -57,7 +59,9 @@ class About:
     @property
     def kept(self) -> torch.dtype:
         """The dtype in which keys and values are kept."""
-        return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.kept or self.identity.dtype]
+        old = self.identity.policy if self.identity.policy in ROUNDED else ""  # readings before 2026-12 do not say it
+        rounded = self.rounded or old
+        return ROUNDED[rounded] if rounded else DTYPES[self.identity.kept or self.identity.dtype]
 
 
 def described(number: str, identity: Identity, cache: Buffered, keys: Sequence[Tensor]) -> About:
@@ -65,6 +69,7 @@ def described(number: str, identity: Identity, cache: Buffered, keys: Sequence[T
     windows = tuple(cache.windows) or (None,) * cache.layers
     held = [(window, one.shape[2]) for window, one in zip(windows, keys, strict=True)]
     # A text that leaves another one before its end, and is short, has less than a window and `rewind` behind it.
+    rounded = next((name for name, dtype in ROUNDED.items() if keys[0].dtype == dtype), "")
     back = (count - window + 1 for window, count in held if window is not None and count < cache.length)
     return About(
         number=number,
@@ -77,4 +82,5 @@ def described(number: str, identity: Identity, cache: Buffered, keys: Sequence[T
         kv_heads=keys[0].shape[1],
         head_size=keys[0].shape[3],
         source="",
+        rounded=rounded,
     )

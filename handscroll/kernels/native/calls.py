@@ -15,6 +15,7 @@ from torch import Tensor
 
 from handscroll.kernels import gradient
 from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.native.memory import refuses_memory
 from handscroll.kernels.native.tables import Run
 from handscroll.kernels.rounding import GROUP
 
@@ -192,8 +193,10 @@ def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:
 
     It needs bfloat16, or float32 queries over float16, on a CPU that multiplies bfloat16 (AVX-512 BF16).
     """
-    if any(x.device.type != "cpu" for x in (q, keys, values)):
+    if not (q.is_cpu and keys.is_cpu and values.is_cpu):
         return NOT_CPU
+    if refused := refuses_memory(q):
+        return refused
     if (q.dtype, keys.dtype, values.dtype) not in NARROW:
         return "it multiplies bfloat16, or float32 queries and float16 keys"
     if any(x.stride(3) != 1 for x in (q, keys, values)):
@@ -363,10 +366,12 @@ def norm(
     return out
 
 
-def refuses_turn(x: Tensor, cosine: Tensor) -> str:
+def refuses_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
     """Why `turn` does not take them; it needs heads (B, H, T, E), float32 tables, half heads of whole vectors."""
     if cosine.dtype != torch.float32 or not cosine.is_contiguous():
         return "the tables are not float32 without gaps"
+    if sine.dtype != cosine.dtype or sine.shape != cosine.shape or sine.device != cosine.device:
+        return "the two tables differ in dtype or shape, or lie on two devices"
     if x.shape[-1] != 2 * cosine.shape[-1]:
         return "only a part of each head is rotated"
     if cosine.shape[1] != x.shape[2] or cosine.shape[0] not in (1, x.shape[0]) or cosine.device != x.device:
@@ -390,8 +395,8 @@ def turn(
 
 def refuses_gate(x: Tensor, y: Tensor) -> str:
     """Why `gate` does not take them; it needs two contiguous tensors (..., D) of one dtype."""
-    if x.dtype != y.dtype or x.shape != y.shape:
-        return "the halves differ in dtype or shape"
+    if x.dtype != y.dtype or x.shape != y.shape or x.device != y.device:
+        return "the halves differ in dtype or shape, or lie on two devices"
     if not (x.is_contiguous() and y.is_contiguous()):
         return GAPS
     return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
@@ -430,9 +435,11 @@ def _narrow_products() -> bool:
 
 
 def _refuses_floats(x: Tensor) -> str:
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return NOT_CPU
-    return "" if x.dtype in (torch.float32, torch.bfloat16) else "it computes in float32 and bfloat16 only"
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return "it computes in float32 and bfloat16 only"
+    return refuses_memory(x)
 
 
 def _refuses_pair(queries: torch.dtype, keys: torch.dtype) -> str:
@@ -443,7 +450,7 @@ def _refuses_pair(queries: torch.dtype, keys: torch.dtype) -> str:
 
 def _refuses_matrix(x: Tensor, weight: Tensor, inner: int) -> str:
     """Why rows and a matrix of `inner` columns are not matching whole vectors on the CPU, or ""."""
-    if weight.device.type != "cpu":
+    if not weight.is_cpu:
         return NOT_CPU
     if not x.numel() or x.shape[-1] != inner or inner % LANES:
         return VECTORS

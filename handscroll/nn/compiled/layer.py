@@ -16,6 +16,7 @@ from handscroll.kernels import gradient
 from handscroll.kernels.native import tables
 from handscroll.kernels.native.calls import FEW, GRADIENT, KINDS, MANY, NOT_CPU
 from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.native.memory import refuses_memory
 from handscroll.nn.addresses import Addresses, Unfit, table
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
@@ -128,10 +129,10 @@ def refuses_pass(x: Embeddings, context: Any) -> str:
     """The reason why no compiled code takes this pass, for any layers: it needs a few tokens on a CPU, no gradient."""
     if not 0 < x.numel() <= FEW * x.shape[-1]:
         return MANY
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return NOT_CPU
     if gradient.possible():
         return GRADIENT
     if torch.is_autocast_enabled("cpu") or context.noise is not None:
         return "there is dropout, or several precisions (autocast)"
-    return ""
+    return refuses_memory(x)

@@ -59,10 +59,11 @@ class LongStep:
         self._all += parts
 
     def free(self, phase: bool = False) -> None:
-        """Give free pages of the heap back: after every chunk, or with stages of one layer after a `phase` of a stage.
+        """Give free pages of the heap back: after every chunk, or with stages of one layer after a `phase`.
 
-        The chunks of one layer need the same memory, one after the other. To give it back between them would bound the
-        step no further, and pages that are new each time cost a seventh of its time.
+        A phase ends when all chunks of a stage were read without gradient, and when the whole backward is done. The
+        chunks of one layer need the same memory, one after the other. To give it back between them would bound the step
+        no further, and pages that are new each time cost a seventh of its time.
         """
         if phase == (self.stage_layers == 1):
             trim()
@@ -206,6 +207,7 @@ class Stack:
             for chunk in range(self.chunks - 1, -1, -1) if self.whole else ():
                 self._back_keys(stage, chunk, carry)
             self._leave(stage, back=True)
+        self.step.free(phase=True)  # before the update allocates its own tensors
         return summed(losses)
 
     @property

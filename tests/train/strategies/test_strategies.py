@@ -16,11 +16,12 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies import stack
 from handscroll.train.strategies.blocks import DiskBlocks, HostBlocks
 from handscroll.train.strategies.plain import Plain
 from handscroll.train.strategies.staged import Staged
 from tests.conformance.families import FORMS
-from tests.train.strategies.common import CPU, LLAMA, MODELS, batch, distance, gradients, llama
+from tests.train.strategies.common import CPU, LLAMA, MODELS, adapted, batch, distance, gradients, llama
 
 
 def strategies(folder):
@@ -89,11 +90,15 @@ def test_bfloat16_strategies_agree_to_bfloat16():
 
 
 @pytest.mark.parametrize("count", [1, 5, 16, 40])
-@pytest.mark.parametrize("form", ["wide heads", "mixtral"])
+@pytest.mark.parametrize("form", ["wide heads", "mixtral", "up alone"])
 def test_a_pass_that_is_repeated_gives_the_same_bits(form, count):
-    """Of a few tokens too, which a layer would read in one call, and of the few that an expert reads."""
+    """Of a few tokens too, which a layer would read in one call, and of the few that an expert reads.
+
+    Where the update of `up` alone is trained, the queries of the first layer have no gradient in either pass.
+    """
     sizes = {**LLAMA, "width": 64, "layers": 2, "head_size": 32}  # as compiled layers need them
     model = FORMS[form].build(torch.float32) if form in FORMS else llama(**sizes)
+    model = adapted(model, "up") if form == "up alone" else model
     tokens, marks = torch.arange(count)[None], Marks.run(0, count)
 
     def states():
@@ -116,6 +121,16 @@ def test_a_pass_without_gradient_rounds_as_the_pass_that_repeats_it(strategy):
         model(batch("plain").tokens)
     wanted = {"torch" if library() is None else "compiled"}
     assert {choice.kernel for choice in made if choice.operation in between} == wanted
+
+
+def test_free_memory_is_given_back_before_the_update(monkeypatch):
+    """With stages of one layer it is given back once after the chunks of each forward, and once after the backward."""
+    made = []
+    monkeypatch.setattr(stack, "trim", lambda: made.append("trim"))
+    step = Step(Staged(64, 1))
+    step(llama(layers=2), [batch("plain")], Causal(), pulse=lambda share: made.append(share))
+    assert made[-2:] == ["trim", 1.0]
+    assert made.count("trim") == 4  # one forward, two that store keys and values, the backward
 
 
 def test_dropout_is_a_fair_draw_that_depends_on_the_token_alone():
