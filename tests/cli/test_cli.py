@@ -201,3 +201,10 @@ def test_errors_are_a_paragraph_and_status_two(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "config.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_help_of_the_harness_says_how_the_model_is_given_before_that_of_lm_eval(monkeypatch):
+    seen = []
+    monkeypatch.setattr("handscroll.evaluate.harness.main", seen.append)
+    assert "--model_args path=MODEL" in run("evaluate", "harness", "--help")
+    assert run("evaluate", "harness", "--tasks", "x") == "" and seen == [["--help"], ["--tasks", "x"]]
