@@ -84,7 +84,7 @@ def split(
     units, notes = _units(table, texts, what, group, near)
     own = [[table.records[at] for at in unit if not made_from(table.records[at])] for unit in units]
     labels = [[label for record in unit for label in _labels(record, by)] for unit in own]
-    side = _sides(labels, [len(unit) for unit in own], shares, seed)
+    side = _sides(labels, shares, seed)
     tables, counts = {}, {}
     for name in ("train", *shares):
         tables[name] = _part(table, units, side, name)
@@ -141,16 +141,16 @@ def _joined(keys: Iterable[tuple[int, str]]) -> list[tuple[int, int]]:
     return [(first[key], at) for at, key in keys if first.setdefault(key, at) != at]
 
 
-def _sides(labels: list[list[str]], sizes: list[int], shares: Mapping[str, float], seed: int) -> list[str]:
-    """The part of each unit, of which `labels` are those of its `sizes` rows.
+def _sides(labels: list[list[str]], shares: Mapping[str, float], seed: int) -> list[str]:
+    """The part of each unit, of which `labels` are those of its rows.
 
-    Units are offered in random order, large ones first. A part takes one that brings it nearer to its share of every
-    label, unless that would take the last unit with a label from the rest.
+    Units are offered in random order. A part takes one that brings it nearer to its share of every label, unless that
+    would take the last unit with a label from the rest. Large units are not offered first: all rows that have copies
+    would be in the small parts, and none in `train`.
     """
     total = Counter(label for unit in labels for label in unit)
     left = Counter(label for unit in labels for label in set(unit))
     order = np.random.default_rng(seed).permutation(len(labels)).tolist()
-    order.sort(key=lambda at: -sizes[at])
     side = ["train"] * len(labels)
     for name, share in sorted(shares.items(), key=lambda one: -one[1]):
         wanted = {label: max(share * count, 1.0) for label, count in total.items()}

@@ -63,6 +63,17 @@ def test_labels_keep_their_shares_and_rare_ones_are_in_both():
     assert sum(len(table) for table in parts.tables.values()) == len(rows)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_have_copies_are_in_every_part_by_their_share(seed):
+    """Or a test would be of copies, and the training without any."""
+    twice = [(f"twice {number}", "ab"[number % 2]) for number in range(100)]
+    rows = [*twice, *twice, *((f"once {number}", "ab"[number % 2]) for number in range(800))]
+    parts = split(of(*rows), {"valid": 0.1, "test": 0.2}, seed, by="label")
+    copies = {name: sum(text.startswith("twice") for text in texts(table)) for name, table in parts.tables.items()}
+    assert 6 <= copies["valid"] <= 36 and 20 <= copies["test"] <= 60 and sum(copies.values()) == 200
+    assert len(parts["valid"]) == 100 and len(parts["test"]) == 200
+
+
 def test_near_copies_stay_together_and_are_reported():
     rows = [(f"{LONG} number {number}", "a") for number in range(5)] + [(f"something else {n}", "a") for n in range(45)]
     parts = split(of(*rows), seed=1)
