@@ -85,12 +85,13 @@ def predict(
         else:
             lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
             joint, found = None, say(lm, settled, given, lambda done: advance(done), asked, seed)
-    screen().print(f"{found.part.account}\ncolumns: {found.part.columns}")
+    columns = found.part.columns
+    screen().print(f"{found.part.account}\ncolumns: {columns}")
     _write(out, settled, found)
     if found.untold:
         told = f"not scored: {found.untold:,} of {len(found.part.examples):,} rows do not tell what is right"
-        whole = found.untold == len(found.part.examples)
-        screen().print(told + ("; where a column does, name it (--map FIELD=COLUMN)" if whole else ""))
+        lacking = [field.name for field in settled.fields if field.truth and f"{field.name} <- " not in columns]
+        screen().print(told + "".join(f"; if a column does, name it (--map {name}=COLUMN)" for name in lacking))
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})

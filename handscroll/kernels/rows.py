@@ -19,7 +19,7 @@ WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix 
 
 
 def _refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    return calls.refuses_product(x, weight)
+    return calls.refuses_product(x, weight, bias)
 
 
 def _refuses_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> str:

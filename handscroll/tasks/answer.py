@@ -42,7 +42,7 @@ class Answer(Generative):
         return (
             Field("document", ("context", "passage", "text", "article", "input")),
             Field("question", ("query",)),
-            Field("answer", ("answers", "output", "target"), False, "answers"),
+            Field("answer", ("answers", "output", "target"), False, "answers", truth=True),
             USER,
         )
 

@@ -22,6 +22,8 @@ from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction
 
+NAMED = 3  # unseen labels that a message names besides the first
+
 
 class Classify(Headed):
     """Labels of texts or of pairs of texts. With `several`, each label is right or wrong on its own."""
@@ -41,7 +43,7 @@ class Classify(Headed):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        label = Field("label", ("labels", "class", "category", "intent", "target"), False, "label")
+        label = Field("label", ("labels", "class", "category", "intent", "target"), False, "label", truth=True)
         return (*TEXTS, replace(label, holds="labels") if self.several else label)
 
     @property
@@ -88,11 +90,11 @@ class Classify(Headed):
         unseen = [label for label in places if label not in self.labels]
         if unseen and self.labels:
             first, *others = unseen
-            more = f", nor were {', '.join(map(repr, others))} of other rows" if others else ""
+            named = ", ".join(map(repr, others[:NAMED])) + (", ..." if len(others) > NAMED else "")
+            more = f", nor were {len(others):,} more ({named})" if others else ""
             raise DataError(
                 f"{places[first]}: the label {first!r} was not in the training data{more}; known are "
-                f"{list(self.labels)}. Give examples of what is missing to train on, or take such rows, or the labels "
-                "of all rows, out of the table"
+                f"{list(self.labels)}. Give training rows with such labels, or take the rows that have them out"
             )
         return examples
 

@@ -13,7 +13,7 @@ from handscroll.data.encoded import TokenAccount
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.table.augment import augment
 from handscroll.data.table.duplicates import leakage
-from handscroll.data.table.fields import match
+from handscroll.data.table.fields import match, require_truth
 from handscroll.data.table.labels import balance
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
@@ -67,7 +67,7 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
     for name in ("train", "valid", "test", "second"):
         if files := getattr(data, name):
             found[name] = read_table(files, data.names, data.splits.get(name), data.encoding, data.skip_broken)
-    _require_taught(task, found["train"], data.columns)
+    require_truth(found["train"], task.fields, data.columns)
     if data.skip_unfit:
         found = {name: _taught(task, table, data.columns) for name, table in found.items()}
     if not data.valid and data.held_out:
@@ -105,24 +105,6 @@ def _given(task: Task, part: Part) -> Table:
         file, _, number = example.place.rpartition(", row ")
         records.append(Record(dict(zip((GIVEN, ABOUT), task.given(example), strict=True)), file, int(number)))
     return Table(tuple(records), (GIVEN, ABOUT), Account(len(records)))
-
-
-def _require_taught(task: Task, table: Table, columns: Mapping[str, str]) -> None:
-    """Refuse a table of which no column was taken for what is right: columns that a row may hold, and none was found.
-
-    Raises:
-        DataError: such a table.
-    """
-    found = match(table, task.fields, columns).columns
-    optional = [field for field in task.fields if not field.required]
-    if len(optional) == len(task.fields) or any(field.name in found for field in optional):
-        return  # a row without what is right is named by its place
-    if optional and not any(map(task.taught, task.read(table, columns, skip_unfit=True).examples)):
-        usual = "; ".join(f"{field.name} (usual names: {', '.join((field.name, *field.also))})" for field in optional)
-        raise DataError(
-            f"{table.records[0].file}: no row tells what is right, and no column was taken for {usual}. The columns "
-            f"are {', '.join(table.columns)}; name those that are meant (--map {optional[-1].name}=COLUMN)"
-        )
 
 
 def _taught(task: Task, table: Table, columns: Mapping[str, str]) -> Table:

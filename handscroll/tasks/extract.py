@@ -46,7 +46,7 @@ class Extract(Task):
         return (
             Field("context", ("document", "passage", "paragraph", "text", "article")),
             Field("question", ("query",)),
-            Field("answers", ("answer", "output", "target"), False, "answers"),
+            Field("answers", ("answer", "output", "target"), False, "answers", truth=True),
         )
 
     def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:

@@ -35,7 +35,10 @@ class Regress(Headed):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        return (*TEXTS, Field("number", ("score", "rating", "value", "label", "target", "grade"), False, "number"))
+        return (
+            *TEXTS,
+            Field("number", ("score", "rating", "value", "label", "target", "grade"), False, "number", truth=True),
+        )
 
     @property
     def head(self) -> HeadSpec:

@@ -49,7 +49,7 @@ class Summarise(Generative):
     def fields(self) -> tuple[Field, ...]:
         return (
             Field("document", ("text", "article", "source", "content", "transcript", "input", "dialogue")),
-            Field("summary", ("abstract", "target", "output", "highlights", "answer"), False),
+            Field("summary", ("abstract", "target", "output", "highlights", "answer"), False, truth=True),
             Field("query", ("question",), False),
             USER,
         )

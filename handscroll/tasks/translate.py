@@ -31,7 +31,7 @@ class Translate(Generative):
     def fields(self) -> tuple[Field, ...]:
         return (
             Field("source", ("src", "input", "text", "original")),
-            Field("translation", ("target", "tgt", "output", "reference"), False),
+            Field("translation", ("target", "tgt", "output", "reference"), False, truth=True),
             USER,
         )
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from handscroll.evaluate.kernels import lines, situations, usual
+from handscroll.kernels.native.calls import GRADIENT
 from handscroll.kernels.native.library import library, reason
 from handscroll.nn.quantised import quantise
 from tests.conformance.checks import random
@@ -23,7 +24,7 @@ def test_the_refusals_are_those_of_the_run():
     seen = {choice.operation: choice for choice in made["reading 32 tokens"]}
     assert seen["attention"].kernel == "tiles" and dict(seen["attention"].refused)["fold"] == "more than 16 queries"
     learned = {choice.operation: choice for choice in made["training on 32 tokens"]}
-    assert dict(learned["product of rows with a matrix"].refused)["compiled"] == "a gradient is wanted"
+    assert dict(learned["product of rows with a matrix"].refused)["compiled"] == GRADIENT
 
 
 @pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")

@@ -1,5 +1,6 @@
 """Compiled kernels leave to torch what torch follows: traces, transforms, forward gradients, fake and other tensors."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from handscroll.kernels.formats import FORMATS
 from handscroll.kernels.native import calls
 from handscroll.kernels.native.library import library, reason
-from handscroll.kernels.native.memory import FOLLOWED, refuses_memory
+from handscroll.kernels.native.memory import FOLLOWED, LAZY, OTHER_CLASS, refuses_memory
 from handscroll.kernels.registry import without
-from handscroll.kernels.rows import GATE, NORM, PRODUCT, TURN
+from handscroll.kernels.rows import GATE, NORM, NUMBERS, PRODUCT, TURN
 from handscroll.nn.compiled.layer import refuses_pass
+from handscroll.nn.marks import Marks
+from handscroll.nn.span import Span
+
+
+class Other(torch.Tensor):
+    """A tensor of another class, as libraries for quantised weights make them."""
+
+    @classmethod
+    def over(cls, x):
+        return x.as_subclass(cls)
+
 
 pytestmark = [
     pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}"),
@@ -94,6 +107,38 @@ def test_numbers_that_are_kept_with_the_opposite_sign(work):
     torch.testing.assert_close(run(x), plain(-numbers()))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("odd", [torch._neg_view, lambda x: torch._efficientzerotensor(*x.shape), Other.over])
+def test_no_operand_is_read_whose_memory_does_not_hold_its_numbers(odd):
+    x, q, key = numbers(), numbers()[None, None], numbers()[None, None]
+    span = Span(key, key, Marks.run(0, 3))
+    raw = torch.zeros(64, 68, dtype=torch.uint8)
+    refusals = {
+        calls.refuses_gate: (x, x),
+        calls.refuses_norm: (x, WEIGHT),
+        calls.refuses_turn: (q[:, :, :1], TABLE, TABLE),
+        calls.refuses_product: (x, MATRIX, WEIGHT),
+        calls.refuses_pages: (q, key[0], key[0]),
+        lambda q, keys, values: calls.refuses_decode(q, replace(span, keys=keys, values=values)): (q, key, key),
+        lambda x, raw: calls.refuses_raw(x, FORMATS["Q8_0"].number, raw, 64): (x, raw),
+    }
+    for refuses, given in refusals.items():
+        assert not refuses(*given)
+        for at in range(len(given)):
+            if given[at] is not raw or odd is Other.over:  # bytes have no sign
+                assert refuses(*given[:at], odd(given[at]), *given[at + 1 :]) in (OTHER_CLASS, LAZY)
+
+
+def test_numbers_of_a_quantised_matrix_are_left_to_torch_too():
+    layout, raw = FORMATS["Q8_0"], torch.zeros(5, 68, dtype=torch.uint8)
+    with torch.no_grad():
+        assert not calls.refuses_widen(raw, layout.number, torch.float32)
+        with forward_ad.dual_level():
+            assert calls.refuses_widen(raw, layout.number, torch.float32) == FOLLOWED
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert NUMBERS(layout, torch.zeros(5, 68, dtype=torch.uint8), torch.float32).shape == (5, 64)
+
+
 def test_the_call_that_runs_whole_layers_is_left_to_torch_too():
     x, context = numbers()[None], SimpleNamespace(noise=None)
     with torch.no_grad():
@@ -103,9 +148,7 @@ def test_the_call_that_runs_whole_layers_is_left_to_torch_too():
 
 
 def test_attention_is_left_to_torch_too():
-    class Other(torch.Tensor):
-        pass
-
-    assert not refuses_memory(numbers()) and not refuses_memory(Parameter(numbers()))
-    q = numbers().bfloat16().reshape(1, 1, 3, 64).as_subclass(Other)
-    assert calls.refuses_prefill(q, q.as_subclass(torch.Tensor), q.as_subclass(torch.Tensor)) == refuses_memory(q) != ""
+    assert not refuses_memory(numbers()) and not refuses_memory(Parameter(numbers()), None)
+    q = numbers().bfloat16().reshape(1, 1, 3, 64)
+    for given in ((Other.over(q), q, q), (q, Other.over(q), q), (q, q, Other.over(q))):
+        assert calls.refuses_prefill(*given) == OTHER_CLASS

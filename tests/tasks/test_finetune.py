@@ -318,20 +318,47 @@ def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
 
 def test_all_labels_that_are_unseen_are_named(tmp_path):
     data, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", 6, ("none", "neutral"))
-    with pytest.raises(DataError, match=naming("row 1", "'none'", "'neutral'", "known are ['bad', 'good']")):
+    with pytest.raises(DataError, match=naming("row 1", "'none'", "1 more ('neutral')", "known are ['bad', 'good']")):
         finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
+    task = Classify(labels=("bad", "good"))
+    with pytest.raises(DataError) as said:
+        task.checked([Example(f"row {number}", {"label": f"new {number}"}) for number in range(2000)])
+    assert "1,999 more" in str(said.value) and len(str(said.value)) < 300
 
 
 @pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("others", ["", ",pair"])
 @pytest.mark.parametrize(("task", "field"), [("classify", "label"), ("regress", "number")])
-def test_a_table_without_a_column_for_what_is_right_is_refused_with_its_columns(tmp_path, task, field, skip):
+def test_a_table_without_a_column_for_what_is_right_is_refused_with_its_columns(tmp_path, task, field, others, skip):
     data = tmp_path / "train.csv"
-    data.write_text("question,kind\n" + "w20 w30,1\nw21,2\n" * 10, encoding="utf-8")
+    lines = [f"question,kind{others}", *["w20 w30,1,w3", "w21,2,w4"] * 10]
+    data.write_text("\n".join(line if others else line.removesuffix(",w3").removesuffix(",w4") for line in lines))
     given = partial(recipe, tiny(tmp_path / "bert"), data, {"steps": 1}, {"name": task}, held_out=0, skip_unfit=skip)
-    words = naming("train.csv", f"{field} (usual names: {field},", "question, kind", f"--map {field}=")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=naming("train.csv", f"'{field}'", "question, kind", f"--map {field}=")):
         finetune(given(), tmp_path / "run")
-    finetune(given(columns={field: "kind"}), tmp_path / "run")
+    if not others:
+        finetune(given(columns={field: "kind"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "field"),
+    [
+        ("summarise", "text,short,query", "summary"),
+        ("translate", "text,other,user", "translation"),
+        ("answer", "text,question,said", "answer"),
+        ("extract", "text,question,said", "answers"),
+    ],
+)
+def test_every_task_names_the_field_that_says_what_is_right(tmp_path, task, columns, field):
+    (data := tmp_path / "train.csv").write_text(f"{columns}\n" + "a,b,c\nd,e,f\n", encoding="utf-8")
+    with pytest.raises(DataError, match=naming(f"'{field}'", f"--map {field}=COLUMN")):
+        read_parts(task_from(task), TaskData(train=(str(data),), held_out=0), 0)
+
+
+def test_a_row_that_does_not_fit_is_named_also_where_nothing_says_what_is_right(tmp_path):
+    (data := tmp_path / "train.csv").write_text("text,label\n,1\n,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: no text"):
+        read_parts(task_from("classify"), TaskData(train=(str(data),), held_out=0), 0)
 
 
 def test_labels_that_a_model_does_not_know_are_refused_before_it_reads(tmp_path, monkeypatch):
@@ -425,7 +452,7 @@ def test_rows_of_which_one_has_no_label_are_predicted_and_not_scored_which_is_sa
     assert len(rows(tmp_path / "out.jsonl")) == 5
     data.write_text("text,kind\nw20,bad\n", encoding="utf-8")
     said = CliRunner().invoke(app, [*asked, 'task.labels=["bad", "good"]', "--out", str(tmp_path / "more.jsonl")])
-    assert said.exit_code == 0 and re.search(r"not scored: 1 of 1 .*--map FIELD=COLUMN", said.output.replace("\n", " "))
+    assert said.exit_code == 0 and re.search(r"not scored: 1 of 1 .*--map label=COLUMN", said.output.replace("\n", " "))
 
 
 def test_rows_are_not_drawn_by_a_negative_seed(tmp_path):

@@ -18,13 +18,14 @@ class Field:
     holds: text (a text that is not empty), label (text, a whole number or a truth value, taken as text), labels (a list
     of such, or a text with commas or semicolons between them; an empty text names none), number, answers (a text or
     number, a list of such, or SQuAD's: {"text", "answer_start"} or a list of these; `datasets` keeps an object of
-    lists), list, any.
+    lists), list, any. `truth`: it says what is right, so a model learns from it and is scored by it.
     """
 
     name: str
     also: tuple[str, ...] = ()
     required: bool = True
     holds: Holds = "text"
+    truth: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,22 @@ def match(table: Table, fields: Sequence[Field], given: Mapping[str, str] | None
                 f"that is meant ({field.name} = ..., --map {field.name}=COLUMN)"
             )
     return Matched(tuple(fields), columns)
+
+
+def require_truth(table: Table, fields: Sequence[Field], given: Mapping[str, str] | None = None) -> None:
+    """Refuse a table in which no column was found for the field that says what is right, if there is one such field.
+
+    Raises:
+        DataError: such a table, or as `match`.
+    """
+    columns = match(table, fields, given).columns
+    for field in fields:
+        if field.truth and field.name not in columns:
+            raise DataError(
+                f"{table.records[0].file}: no column for '{field.name}', which says what is right (usual names: "
+                f"{', '.join((field.name, *field.also))}). The columns are {', '.join(table.columns)}; name the one "
+                f"that is meant ({field.name} = ..., --map {field.name}=COLUMN)"
+            )
 
 
 def _column(field: Field, free: Sequence[str], own: set[str]) -> str | None:

@@ -27,7 +27,7 @@ LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits
 FEW = 16  # most rows of a product whose matrix is read as it lies
 NOT_CPU = "the tensors are not on the CPU"
-GRADIENT = "a gradient is wanted"
+GRADIENT = "gradients are on, or the pass is repeated with them"
 EMPTY = "there is nothing to read"
 MANY = f"more than {FEW} tokens"
 VECTORS = f"a size is no multiple of {LANES}"
@@ -56,9 +56,9 @@ def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
 
     It needs a CPU, a known dtype, and contiguous rows of whole vectors.
     """
-    if refused := _refuses_floats(q):
-        return refused
     keys, values = span.keys, span.values
+    if refused := _refuses_floats(q, keys, values):
+        return refused
     if not q.numel() or not keys.shape[2]:
         return EMPTY
     if _tracked(q, keys, values):
@@ -128,7 +128,7 @@ def decode_runs(
 
 def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
     """Why `paged` does not take them; it needs a CPU, whole vectors, and a contiguous pool (K, slots, E)."""
-    if refused := _refuses_floats(q):
+    if refused := _refuses_floats(q, keys, values):
         return refused
     if keys.device.type != "cpu":
         return NOT_CPU
@@ -195,7 +195,7 @@ def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:
     """
     if not (q.is_cpu and keys.is_cpu and values.is_cpu):
         return NOT_CPU
-    if refused := refuses_memory(q):
+    if refused := refuses_memory(q, keys, values):
         return refused
     if (q.dtype, keys.dtype, values.dtype) not in NARROW:
         return "it multiplies bfloat16, or float32 queries and float16 keys"
@@ -234,13 +234,13 @@ def prefill(
     return out, lse
 
 
-def refuses_product(x: Tensor, weight: Tensor) -> str:
+def refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
     """Why `multiply` does not take them; it needs few contiguous rows in the weight's dtype and whole vectors."""
     if gradient.possible():
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
         return MANY
-    if refused := _refuses_floats(x):
+    if refused := _refuses_floats(x, weight, bias):
         return refused
     if x.dtype != weight.dtype:
         return "the weights are in another dtype"
@@ -253,14 +253,14 @@ def refuses_raw(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
         return MANY
-    return _refuses_floats(x) or _refuses_matrix(x, raw, inner) or unread(number)
+    return _refuses_floats(x, raw) or _refuses_matrix(x, raw, inner) or unread(number)
 
 
 def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
     """Why `multiply_raw_many` does not take them; it needs a reader of whole numbers (native/units.h)."""
     if x.requires_grad:
         return GRADIENT
-    if refused := _refuses_floats(x) or _refuses_matrix(x, raw, inner):
+    if refused := _refuses_floats(x, raw) or _refuses_matrix(x, raw, inner):
         return refused
     return (
         "" if _tiled(number) else "the format has no reader of whole numbers, or the processor no AVX-512 VNNI and VBMI"
@@ -317,6 +317,8 @@ def refuses_widen(raw: Tensor, number: int, dtype: torch.dtype) -> str:
         return "another dtype is wanted than float32 or bfloat16"
     if not raw.numel():
         return EMPTY
+    if refused := refuses_memory(raw):
+        return refused
     return _missing() or unread(number) if raw.is_contiguous() else GAPS
 
 
@@ -351,7 +353,7 @@ def refuses_norm(x: Tensor, weight: Tensor) -> str:
         return "the weight has another size than the rows, or lies on another device"
     if not (x.is_contiguous() and weight.is_contiguous()):
         return GAPS
-    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
+    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x, weight)
 
 
 def norm(
@@ -378,7 +380,7 @@ def refuses_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
         return "the tables are not for these tokens, or lie on another device"
     if x.stride(-1) != 1:
         return GAPS
-    return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_rows(x)
+    return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_rows(x, cosine, sine)
 
 
 def turn(
@@ -399,7 +401,7 @@ def refuses_gate(x: Tensor, y: Tensor) -> str:
         return "the halves differ in dtype or shape, or lie on two devices"
     if not (x.is_contiguous() and y.is_contiguous()):
         return GAPS
-    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x)
+    return VECTORS if x.shape[-1] % LANES else _refuses_rows(x, y)
 
 
 def gate(x: Float[Tensor, "*rows D"], y: Float[Tensor, "*rows D"], activation: int) -> Float[Tensor, "*rows D"]:
@@ -412,11 +414,11 @@ def gate(x: Float[Tensor, "*rows D"], y: Float[Tensor, "*rows D"], activation: i
     return out
 
 
-def _refuses_rows(x: Tensor) -> str:
+def _refuses_rows(x: Tensor, *others: Tensor) -> str:
     """Why rows are not on the CPU, may get a gradient, or are none; "" if all is well."""
     if gradient.possible():
         return GRADIENT
-    if refused := _refuses_floats(x):
+    if refused := _refuses_floats(x, *others):
         return refused
     return _missing() if x.numel() else EMPTY
 
@@ -434,12 +436,13 @@ def _narrow_products() -> bool:
     return found is not None and bool(found.handscroll_has_prefill())
 
 
-def _refuses_floats(x: Tensor) -> str:
+def _refuses_floats(x: Tensor, *others: Tensor | None) -> str:
+    """Why the numbers of x are not read, or the memory of x or of what is read with it; "" if all is well."""
     if not x.is_cpu:
         return NOT_CPU
     if x.dtype not in (torch.float32, torch.bfloat16):
         return "it computes in float32 and bfloat16 only"
-    return refuses_memory(x)
+    return refuses_memory(x, *others)
 
 
 def _refuses_pair(queries: torch.dtype, keys: torch.dtype) -> str:

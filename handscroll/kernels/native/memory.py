@@ -9,15 +9,18 @@ from torch.nn import Parameter
 
 FOLLOWED = "torch follows the computation: a trace, a transform of functions, forward gradients, or a dispatch mode"
 OTHER_CLASS = "the tensor is of another class than torch.Tensor"
-LAZY = "the numbers are kept with the opposite sign"
+LAZY = "the memory does not hold the numbers: they have the opposite sign, or are zeros without memory"
 
 
-def refuses_memory(x: Tensor) -> str:
-    """Why compiled code must not read this tensor's memory, or write an output that torch does not see; or ""."""
-    if type(x) is not Tensor and type(x) is not Parameter:
-        return OTHER_CLASS
-    if x.is_neg():
-        return LAZY
+def refuses_memory(*tensors: Tensor | None) -> str:
+    """Why compiled code must not read these tensors' memory, or write an output that torch does not see; or ""."""
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return OTHER_CLASS
+        if x.is_neg() or x._is_zerotensor():
+            return LAZY
     dual = forward_ad._current_level >= 0
     traced = _get_tracing_state() is not None or torch.compiler.is_compiling()
     moded = _len_torch_dispatch_stack() > 0  # fake tensors, counters of operations
