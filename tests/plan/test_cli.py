@@ -1,6 +1,7 @@
 """`handscroll plan` from the command line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -41,7 +42,8 @@ def test_a_plan_refuses_the_text_that_the_run_refuses(tmp_path):
     assert "verdict: fits" in run(*words[1:], "--without-text")
 
 
-def test_a_run_that_cannot_fit_says_what_would():
+def test_a_run_that_cannot_fit_says_what_would(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1 << 40))  # for offloading
     text = run("train", RECIPE, "--without-text", "--set", "stages.1.length=8388608", "--set", "memory.strategy=plain")
     assert "verdict: does not fit" in text and "This fits" in text
 
