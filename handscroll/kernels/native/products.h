@@ -24,7 +24,7 @@ template <class T, int R>
 void row(const float* x, int64_t inner, const T* w, float* y) {
     f16v a[R] = {}, b[R] = {};
     int64_t e = 0;
-#pragma GCC unroll 2  // short rows of float32 are read half again as fast so, and with every line of them fetched ahead
+#pragma GCC unroll 2  // with this, and every line fetched ahead, rows of 576 float32 numbers: 37 for 21 GB/s (docs/log.md)
     for (; e + 32 <= inner; e += 32) {
         for (size_t line = 0; line < 32; line += 64 / sizeof(T)) __builtin_prefetch(w + AHEAD * inner + e + line, 0, 0);
         f16v w0 = load(w + e), w1 = load(w + e + 16);
