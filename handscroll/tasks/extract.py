@@ -22,9 +22,11 @@ from handscroll.models.model import Model
 from handscroll.models.new import with_head
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
+from handscroll.search.similar import Similar
 from handscroll.tasks.language import check_language
 from handscroll.tasks.task import ANY, LEFT_OUT, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
+from handscroll.text.pieces import sentences
 
 AROUND = 60  # characters that a message shows
 
@@ -103,6 +105,14 @@ class Extract(Task):
             found.append(Prediction(best.text, place))
             on_done(len(found))
         return found
+
+    def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
+        """The sentence of the document that is most like the question (BM25), the first where two are alike."""
+        found = []
+        for one in examples:
+            parts = [part.text.strip() for part in sentences(one["context"])]
+            found.append(Prediction(parts[Similar(parts).best(one["question"], 1)[0]]))
+        return {"most similar sentence": found}
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
         wanted = [self.truth(example) for example in examples]

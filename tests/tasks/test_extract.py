@@ -1,5 +1,7 @@
 """Answers in documents: targets over windows, the loss of the formula, and a model that other libraries load."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from handscroll.tasks.examples import encode
 from handscroll.tasks.extract import Extract
 from handscroll.tasks.finetune import finetune
 from handscroll.tasks.recipe import TuningRecipe
+from handscroll.tasks.task import Example
 from tests.models.heads import PLAIN, words
 from tests.tasks.chats import lines
 from tests.tasks.material import rows
@@ -100,6 +103,8 @@ def test_a_reader_is_tuned_scored_and_read_by_the_reference_library(tmp_path, re
     given = {"train": (str(data),), "test": (str(test),)}
     tuned = finetune(TuningRecipe.parse(values | {"data": given}, "test"), tmp_path / "run")
     assert tuned.scores["test"]["token-f1"].value > 0.9
+    beside = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["scores"]["test"]
+    assert beside["most similar sentence"]["token-f1"]["value"] < 0.5  # a text without full stops is one sentence
     told = rows(tmp_path / "run" / "test.predictions.jsonl")[0]
     assert told["context"][told["start"] : told["end"]] == told["prediction"]
     saved = load(tmp_path / "run" / "model")
@@ -111,6 +116,21 @@ def test_a_reader_is_tuned_scored_and_read_by_the_reference_library(tmp_path, re
     best = saved.answers("w35", "w50 w20 w60")[0]
     assert best.text == "w20"
     assert best.score == pytest.approx(float(found.start_logits[0, 4] + found.end_logits[0, 4]), abs=1e-4)
+
+
+def test_the_baseline_is_the_sentence_that_is_most_like_the_question():
+    english = "We keep data for a year. You may ask us to delete your photos.  We sell nothing."
+    chinese = "他生于北京。一九九五年他去了上海。"
+    given = [(english, "How can I delete photos?"), (chinese, "他哪年去了上海？"), (english, "?"), ("no stop", "why?")]
+    rows = [{"context": context, "question": question, "answers": ["x"]} for context, question in given]
+    examples = [Example(f"row {number}", row) for number, row in enumerate(rows)]
+    found = Extract().baselines((), examples)["most similar sentence"]
+    assert [one.output for one in found] == [
+        "You may ask us to delete your photos.",
+        "一九九五年他去了上海。",
+        "We keep data for a year.",
+        "no stop",
+    ]
 
 
 def test_answers_that_stand_nowhere_are_refused_or_left_out_and_counted():
