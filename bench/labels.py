@@ -5,10 +5,12 @@ python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2
 Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), first and mean (a
 logistic regression over MiniLM's frozen state of the first token, or the mean of all), head, lora and full (MiniLM),
 peer (MiniLM with all weights, by the Trainer of transformers: rate, epochs, batch, warm-up and weight decay of full,
-its own schedule and betas, no decay by layer, all training rows), qwen (LoRA over the GGUF file, with a head; 2,000 of
-the training rows). What is done stays in --work, so a run that was stopped goes on with the same command; other
-settings need another --work. TREC, the titles and the toxic comments have no test part here: a tenth is held out by
-label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of which it knows few.
+its own schedule and betas, no decay by layer, all training rows), zero and few (the GGUF file as it is: the word of
+each label is scored as the answer, calibrated; after 32 training rows in the prompt, the same ones for each text), qwen
+(LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was
+stopped goes on with the same command; other settings need another --work. TREC, the titles and the toxic comments have
+no test part here: a tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads
+single characters, of which it knows few.
 """
 
 import argparse
@@ -32,28 +34,34 @@ from handscroll.models.new import About, new_model
 from handscroll.models.sentences import pooled
 from handscroll.models.weights import save_model
 from handscroll.nn.init import initialise
+from handscroll.tasks.classify import Classify
 from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its files in the data folder, its columns, and whether its words stand apart."""
+    """A data set: its files in the data folder, its columns, whether its words stand apart, and the words by which a
+    model that is prompted names its labels 0, 1, ..."""
 
     title: str
     train: str
+    words: tuple[str, ...]
     test: str = ""
     names: tuple[str, ...] = ("label", "text")
     text: str = "text"
     english: bool = True
 
 
+KINDS = ("description", "entity", "abbreviation", "person", "location", "number")
+TOPICS = ("财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐")
 DATA = {
-    "sst2": Data("SST-2 (polarity, 2)", "cls_en/sst2_train.tsv", "cls_en/sst2_dev.tsv"),
-    "trec": Data("TREC (questions, 6)", "cls_en/trec_train.tsv"),
-    "titles": Data("THUCNews titles (10)", "cls_zh/thucnews_train.tsv", names=("text", "label"), english=False),
-    "cold": Data("COLD (toxic, 2)", "toxicity_zh/cold_dev.csv", names=(), text="TEXT", english=False),
+    "sst2": Data("SST-2 (polarity, 2)", "cls_en/sst2_train.tsv", ("negative", "positive"), "cls_en/sst2_dev.tsv"),
+    "trec": Data("TREC (questions, 6)", "cls_en/trec_train.tsv", KINDS),
+    "titles": Data("THUCNews titles (10)", "cls_zh/thucnews_train.tsv", TOPICS, names=("text", "label"), english=False),
+    "cold": Data("COLD (toxic, 2)", "toxicity_zh/cold_dev.csv", ("正常", "冒犯"), names=(), text="TEXT", english=False),
 }
 # What was chosen on held-out training rows, never on the test rows.
 FULL = {"lr": 1.5e-4, "epochs": 3, "layer_decay": 0.8, "dropout": 0.1}
@@ -65,7 +73,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lstm": {"way": "full", "lr": 2e-3, "epochs": 4, "dropout": 0.3},
     "qwen": {"way": "lora", "lr": 3e-4, "epochs": 1, "batch": 16, "most": 2000},  # rows: 25 minutes are the limit
 }
-ORDER = ("majority", "tfidf", "lstm", "first", "mean", "head", "lora", "full", "peer", "qwen")
+ORDER = ("majority", "tfidf", "lstm", "first", "mean", "head", "lora", "full", "peer", "zero", "few", "qwen")
 SAID = {
     "majority": "the commonest label",
     "tfidf": "TF-IDF + logistic regression",
@@ -76,10 +84,13 @@ SAID = {
     "lora": "MiniLM, LoRA",
     "full": "MiniLM, full",
     "peer": "MiniLM, full, by transformers",
+    "zero": "Qwen 0.5B (Q4_K_M), prompted without examples",
+    "few": "Qwen 0.5B (Q4_K_M), prompted with 32 examples",
     "qwen": "Qwen 0.5B (Q4_K_M), LoRA, 2,000 rows",
 }
 PLAIN = ("majority", "tfidf", "lstm")
 FROZEN = {"first": "cls", "mean": "mean"}  # how the states of a text are pooled
+SHOTS = {"zero": 0, "few": 32}  # examples in the prompt
 HOLDING = ("lstm", "head", "lora", "full", "qwen")  # ways whose weights are chosen by rows held out
 TUNED = (*HOLDING, "peer")
 HELD_OUT = 0.1
@@ -161,7 +172,7 @@ def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
 
 def _model(options: argparse.Namespace, way: str) -> str:
     """The given model that a way needs, "" for one that needs none."""
-    return options.qwen if way == "qwen" else "" if way in PLAIN else options.minilm
+    return options.qwen if way in (*SHOTS, "qwen") else "" if way in PLAIN else options.minilm
 
 
 def _settings(options: argparse.Namespace, way: str) -> dict[str, Any]:
@@ -190,6 +201,15 @@ def settle(options: argparse.Namespace) -> None:
         claim(path, _settings(options, way))
         if way in TUNED and not path.exists():
             claim(path.with_name(f"{way}-{seed}"), _settings(options, way))
+
+
+def prompted(one: Data, source: str, shots: int, train: Path, test: Path) -> list[str]:
+    """What a decoder that is not tuned says, after `shots` training rows in the prompt."""
+    labels = tuple(str(number) for number in range(len(one.words)))
+    task = Classify(labels=labels, words=one.words, language="en" if one.english else "zh")
+    pool, asked = (task.read(read_table([str(path)]), {}).examples for path in (train, test))
+    found = task.prompted(handscroll.load(source), asked, Prompting(shots, pool, "random"))
+    return [prediction.output for prediction in found]
 
 
 def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
@@ -339,6 +359,8 @@ def main() -> None:
             said = simple[way](DATA[name], train, test)
         elif way in FROZEN:
             said = frozen(options.minilm, FROZEN[way], train, test)
+        elif way in SHOTS:
+            said = prompted(DATA[name], options.qwen, SHOTS[way], train, test)
         elif way == "peer":
             said = peer(options, seed, path.parent, train, test)
         else:

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench import augment, far_labels, labels
+from handscroll.data.table.read import read_table
+from tests.conftest import shared
+from tests.tasks.chats import saved
 from tests.tasks.material import table, tiny
 
 
@@ -139,6 +142,28 @@ def test_the_peer_holds_no_rows_out(tune, capsys):
     with pytest.raises(SystemExit):
         run("--ways", "tfidf", "--seeds", "1")
     assert "and tfidf tunes nothing" in capsys.readouterr().err
+
+
+def test_a_model_that_is_prompted_answers_with_the_labels_of_the_data(tune, tmp_path, monkeypatch):
+    """Its words stand for them; the examples in the prompt are training rows."""
+    run, tuned = tune
+    model, asked = saved(tmp_path / "model"), []
+    own = labels.Prompting.chosen
+    monkeypatch.setattr(labels.Prompting, "chosen", lambda *given: asked.append(own(*given)) or asked[-1])
+    monkeypatch.setattr(labels, "SHOTS", {"zero": 0, "few": 3})
+    run("--ways", "zero,few", "--qwen", str(model))
+    made = [json.loads((tmp_path / f"work/sst2/{way}-0.said.json").read_text()) for way in ("zero", "few")]
+    assert not tuned and all(len(said) == 20 and set(said) <= {"0", "1"} for said in made)
+    assert [len(shots) for shots in asked] == [0] * 20 + [3] * 20
+    assert all("train" in shot["text"] for shot in asked[-1])
+
+
+@pytest.mark.parametrize("name", labels.DATA)
+def test_each_label_of_the_data_has_a_word(name):
+    one = labels.DATA[name]
+    found = {record.get("label") for record in read_table([str(shared(one.train))], one.names)}
+    assert found == {str(number) for number in range(len(one.words))}
+    assert len(set(one.words)) == len(one.words)
 
 
 def test_the_peer_learns_by_the_trainer_of_transformers(tmp_path):
