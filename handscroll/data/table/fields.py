@@ -121,11 +121,7 @@ def match(table: Table, fields: Sequence[Field], given: Mapping[str, str] | None
         if column is not None:
             columns[field.name] = column
         elif field.required:
-            raise DataError(
-                f"{table.records[0].file}: no column for '{field.name}' (usual names: "
-                f"{', '.join((field.name, *field.also))}). The columns are {', '.join(table.columns)}; name the one "
-                f"that is meant ({field.name} = ..., --map {field.name}=COLUMN)"
-            )
+            raise _absent(field, table)
     return Matched(tuple(fields), columns)
 
 
@@ -138,11 +134,16 @@ def require_truth(table: Table, fields: Sequence[Field], given: Mapping[str, str
     columns = match(table, fields, given).columns
     for field in fields:
         if field.truth and field.name not in columns:
-            raise DataError(
-                f"{table.records[0].file}: no column for '{field.name}', which says what is right (usual names: "
-                f"{', '.join((field.name, *field.also))}). The columns are {', '.join(table.columns)}; name the one "
-                f"that is meant ({field.name} = ..., --map {field.name}=COLUMN)"
-            )
+            raise _absent(field, table)
+
+
+def _absent(field: Field, table: Table) -> DataError:
+    which = f"'{field.name}', which says what is right" if field.truth else f"'{field.name}'"
+    return DataError(
+        f"{table.records[0].file}: no column for {which} (usual names: {', '.join((field.name, *field.also))}). The "
+        f"columns are {', '.join(table.columns)}; name the one that is meant ({field.name} = ..., "
+        f"--map {field.name}=COLUMN)"
+    )
 
 
 def _column(field: Field, free: Sequence[str], own: set[str]) -> str | None:
