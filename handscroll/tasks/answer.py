@@ -46,10 +46,6 @@ class Answer(Generative):
             USER,
         )
 
-    @property
-    def target(self) -> str:
-        return "answer"
-
     def truth(self, example: Example) -> Any:
         """The answer, or several that are all right."""
         texts = list(dict.fromkeys(one["text"] for one in example.values.get("answer") or ()))

@@ -1,7 +1,6 @@
 """Tasks whose answer is a text: a prompt made of a row's values, an answer that is trained, greedy answers, scores."""
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -62,9 +61,9 @@ class Generative(Task):
         return self
 
     @property
-    @abstractmethod
     def target(self) -> str:
-        """The name of the field that holds the answer."""
+        """The name of the field that holds the answer: the one that says what is right."""
+        return next(field.name for field in self.fields if field.truth)
 
     @property
     def named(self) -> tuple[str, ...]:

@@ -54,10 +54,6 @@ class Summarise(Generative):
             USER,
         )
 
-    @property
-    def target(self) -> str:
-        return "summary"
-
     def given(self, example: Example) -> tuple[str, str]:
         return example["document"], example.values.get("query") or ""
 

@@ -38,7 +38,3 @@ class Translate(Generative):
     def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
         """The source as it is, which is hard to beat between two forms of one language, and the nearest example."""
         return {"copy": [Prediction(one["source"]) for one in examples], **super().baselines(train, examples)}
-
-    @property
-    def target(self) -> str:
-        return "translation"
