@@ -1,6 +1,7 @@
 """`handscroll data look`, `clean` and `split`: tables of rows for tasks."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -128,25 +129,28 @@ def clean(
     regions: Regions = "",
     space: Annotated[bool, typer.Option("--space", help="Fold blanks and blank lines.")] = False,
     empty: Annotated[bool, typer.Option("--empty", help="Leave out rows without text.")] = False,
+    ids: Annotated[str, typer.Option(help="Column of ids: leave out rows with the id of an earlier row.")] = "",
     copies: Annotated[bool, typer.Option("--copies", help="Leave out exact copies but for the first.")] = False,
     near: Annotated[float | None, typer.Option(help="Leave out near copies too, from this Jaccard index.")] = None,
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Clean the texts of tables; each step is asked for, and counted."""
+    """Clean the texts of tables; each step is asked for, and counted. The account stands beside OUT (.account.json)."""
     from handscroll.data.table.clean import Cleaning
     from handscroll.data.table.clean import clean as cleaned
     from handscroll.data.table.duplicates import text_column
-    from handscroll.data.table.write import write_rows
+    from handscroll.data.table.files import account_of
+    from handscroll.data.table.write import write_record, write_rows
 
     form: Literal["", "NFC", "NFKC"] = unicode  # type: ignore[assignment]  # Cleaning refuses other words
     places = _regions(regions, personal)
-    how = Cleaning(mojibake, form, control, html, boilerplate, personal, places, space, empty, copies, near)
+    how = Cleaning(mojibake, form, control, html, boilerplate, personal, places, space, empty, copies, near, ids)
     if how == Cleaning():
         raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
     found = _read(files, names, split, encoding, skip_broken)
     made = cleaned(found, text or [text_column(found)], how, text or found.columns)
     write_rows(made, out)
+    write_record({"files": files, "cleaning": asdict(how), "account": made.account.record()}, account_of(out))
     screen().print(f"{made.account}\nrows: {out}")
 
 

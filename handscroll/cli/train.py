@@ -58,7 +58,10 @@ class Shown:
 
     def record(self, record: dict) -> None:
         validation = record.get("validation_loss")
-        shown = "" if validation is None else f" validation {validation:.4f}"
+        right = record.get("accuracy")  # of the update's examples, where the objective tells it
+        shown = ("" if right is None else f" accuracy {right:.2f}") + (
+            "" if validation is None else f" validation {validation:.4f}"
+        )
         self.done, self.note = record["planned"], f"loss {record['loss']:.4f}{shown}"
         self.advance(self.done, self.note)
 

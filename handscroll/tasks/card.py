@@ -22,7 +22,7 @@ def card(record: Mapping[str, Any]) -> str:
     parts.append(
         "## Data\n\n" + "\n".join(data) + f"\n\nOf the {tokens['offered']:,} tokens of the training rows "
         f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were read, and {tokens['left_out']:,} were {left}"
-        "\n\nThe licence of the data is not known here; see where it comes from.\n"
+        f"\n\n{_licence(recipe['data']['licence'])}\n"
     )
     tuning, best, trained = recipe["tuning"], record["best"], record["weights"]["trained"]
     chosen = f", whose loss on held-out examples was lowest ({best['loss']:.4f})" if best["loss"] is not None else ""
@@ -37,6 +37,12 @@ def card(record: Mapping[str, Any]) -> str:
         f"for bias or for misuse. {record['reach']}\n{_exposure(record.get('exposure'))}"
     )
     return "\n".join(parts)
+
+
+def _licence(given: str) -> str:
+    if given:
+        return f"The licence of the data, as it was given: {given}"
+    return "No licence of the data was given (`data.licence`); see where they come from."
 
 
 def _exposure(told: Mapping[str, Any] | None) -> str:

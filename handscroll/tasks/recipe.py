@@ -58,6 +58,7 @@ class TaskData(Config):
     balance: Literal["", "over", "under"] = Field(
         default="", description="over: rows of rare labels are repeated; under: rows of common ones are left out"
     )
+    licence: str = Field(default="", description="of the data, as its source states it; it goes into the model card")
     too_long: Literal["refuse", "skip"] = Field(default="refuse", description="skip: leave out and count such rows")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ import pytest
 
 from handscroll.cli.options import say_weights
 from handscroll.cli.screen import error_screen, screen, table
+from handscroll.cli.train import Shown
 from tests.cli.material import run
 
 HOSTILE = ["l.jsonl:100: not JSON", "list[int]", "[/b] ends nothing", "a [red]word[/red]", "长卷" * 40, "x" * 300]
@@ -43,3 +44,11 @@ def test_only_rounded_weights_are_called_approximate(capsys):
     for weights in ("", "float", "int8", "int4"):
         say_weights(weights)
         assert ("approximate" in capsys.readouterr().err) == weights.startswith("int")
+
+
+def test_progress_tells_the_score_where_the_objective_does():
+    told = []
+    shown = Shown(lambda done, note: told.append((done, note)))
+    shown.record({"planned": 3, "loss": 0.5, "accuracy": 0.75, "validation_loss": 0.25})
+    shown.record({"planned": 4, "loss": 0.5})
+    assert told == [(3, "loss 0.5000 accuracy 0.75 validation 0.2500"), (4, "loss 0.5000")]

@@ -33,7 +33,9 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     data, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", 10)
     shown = []
     tuned = finetune(
-        recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run", Options(show=shown.append)
+        recipe(tiny(tmp_path / "bert"), data, test=(str(test),), licence="CC BY 4.0"),
+        tmp_path / "run",
+        Options(show=shown.append),
     )
     assert tuned.scores["test"]["accuracy"].value == 1.0 and set(tuned.scores) == {"valid", "test"}
     assert "text <- text, label <- label" in "\n".join(shown) and "left out" in "\n".join(shown)
@@ -51,6 +53,7 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert "| test | tuned | accuracy | 1 |" in card and "Nothing was cut" in card
     assert "It was not measured how much of its training answers the model gives away" in card
+    assert "The licence of the data, as it was given: CC BY 4.0" in card
     account = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]["train"]
     assert account["offered"] == account["trained"] + account["untrained"] + account["left_out"]
 
@@ -486,7 +489,8 @@ def test_scored_rows_that_stand_in_the_training_rows_are_counted_and_said(tmp_pa
     record = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["tables"]
     assert said in record["second"]["leakage"] and "1 of 2 valid rows" in record["valid"]["leakage"]
     assert "24 of 24 test rows (100.0%)" in record["test"]["leakage"] and not record["train"]["leakage"]
-    assert said in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert said in card and "No licence of the data was given" in card
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.personal import REGIONS, counted, find, masked
 from handscroll.data.survey.quality import MARKUP
-from handscroll.data.table.duplicates import without_copies
+from handscroll.data.table.duplicates import distinct_ids, without_copies
 from handscroll.data.table.table import Ledger, Record, Table, leaves, value_of
 from handscroll.text.html import visible
 
@@ -39,6 +39,7 @@ class Cleaning:
     empty: rows without a text are left out.
     copies: rows whose text is the same but for case and spaces are left out, but for the first.
     near: so are rows whose runs of three words have at least this Jaccard index with an earlier row's.
+    ids: a column; rows with the id of an earlier row are left out.
     """
 
     mojibake: bool = False
@@ -52,6 +53,7 @@ class Cleaning:
     empty: bool = False
     copies: bool = False
     near: float | None = None
+    ids: str = ""
 
     def __post_init__(self) -> None:
         if self.unicode not in ("", "NFC", "NFKC"):
@@ -85,6 +87,8 @@ def clean(table: Table, columns: Sequence[str], how: Cleaning, private: Sequence
         table = _without_personal(table, private or columns, how.regions)
     if how.space:
         table = _changed(table, columns, "rows with blanks folded", folded)
+    if how.ids:
+        table = distinct_ids(table, how.ids, skip=True)
     if how.empty:
         table = table.keep(lambda record: _full(record.get(columns[0])), "empty texts")
     if how.copies or how.near is not None:

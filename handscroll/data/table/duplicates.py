@@ -97,24 +97,28 @@ def distinct_ids(table: Table, column: str = "id", skip: bool = False) -> Table:
     """The table, after a check that no two rows share an id; with `skip` the first of them stays, the others count.
 
     Raises:
-        DataError: two rows have one id.
+        DataError: two rows have one id, or there is no such column.
     """
     table.require(column)
-    first: dict[str, Record] = {}
-    step, kept = Ledger(), []
-    for record in table:
-        name = json.dumps(record.get(column), default=str)
-        earlier = first.setdefault(name, record)
-        if earlier is record or name == "null":
-            kept.append(record)
-            continue
-        if not skip:
-            raise DataError(
-                f"{record.place} has the {column} {name} of {earlier.place}; give each row its own, or keep the first "
-                "of each (skip = True)"
-            )
-        step.leave_out(f"rows with the {column} of an earlier row", record.place)
-    return table.having(kept, step)
+    again = dict(repeated_ids(table.records, column))
+    if again and not skip:
+        at, first = next(iter(again.items()))
+        name = json.dumps(table.records[at].get(column), default=str)
+        raise DataError(
+            f"{table.records[at].place} has the {column} {name} of {table.records[first].place}; give each row its "
+            "own, or keep the first of each (skip = True)"
+        )
+    step = Ledger()
+    for at in again:
+        step.leave_out(f"rows with the {column} of an earlier row", table.records[at].place)
+    return table.having([record for at, record in enumerate(table) if at not in again], step)
+
+
+def repeated_ids(records: Sequence[Record], column: str = "id") -> list[tuple[int, int]]:
+    """(row, first row with the same id) for every row that repeats an earlier one's; rows without an id do not."""
+    first: dict[str, int] = {}
+    names = (json.dumps(record.get(column), default=str) for record in records)
+    return [(at, first[name]) for at, name in enumerate(names) if first.setdefault(name, at) != at and name != "null"]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from handscroll.text.paths import distinct, home, is_folder, named, within
 
 SUFFIXES = ROWS | {".json", ".arrow"}
 ARCHIVE = ".zip"
+ACCOUNT = ".account.json"  # beside rows that were cleaned: what became of each
 _READ = f"{', '.join(sorted(SUFFIXES))} (also .gz and {ARCHIVE})"
 _SPLITS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev", "eval"), "validation"
@@ -41,6 +42,11 @@ class Source:
             DataError: the file cannot be read.
         """
         return blocks(self.path) if self.data is None else iter([self.data])
+
+
+def account_of(file: Path) -> Path:
+    """Where the account of a file of rows stands, if it has one."""
+    return file.with_suffix(ACCOUNT)
 
 
 def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
@@ -149,6 +155,8 @@ def _archive(file: Path, split: str | None, step: Ledger) -> list[Source]:
 def _of_kind(files: Sequence[Path], here: Path, step: Ledger) -> list[Path]:
     taken, other = [], Counter[str]()
     for file in files:
+        if file.name.endswith(ACCOUNT):
+            continue
         if kind(file) in SUFFIXES and not (zipped(file) and here.suffix.lower() == ARCHIVE):
             taken.append(file)
         else:

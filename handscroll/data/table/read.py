@@ -7,11 +7,13 @@ values of the other kinds are what the file holds.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.table.arrow import arrow_rows, parquet_rows
-from handscroll.data.table.files import Source, sources
+from handscroll.data.table.duplicates import repeated_ids
+from handscroll.data.table.files import Source, account_of, sources
 from handscroll.data.table.lines import How, Numbered, cell_rows, check_text, json_rows, text_blocks
 from handscroll.data.table.squad import is_squad, squad_rows
 from handscroll.data.table.table import Account, Ledger, Record, Table, columns_of
@@ -58,7 +60,12 @@ def read_table(
             records.append(Record(values, str(source.path), number))
         if len(records) == before:
             raise DataError(f"{source.path}: the file has no rows; leave it out or fill it")
+        if source.data is None:
+            _say_account(source.path, len(records) - before, step)
     _same_columns(found, records, step)
+    if again := repeated_ids(records):
+        one, first = (records[at].place for at in again[0])
+        step.note(f"rows with the id of an earlier row, which stay: {len(again):,} ({one} has that of {first})")
     broken = sum(step.counts.get((0, reason), 0) for reason in step.left_out)
     account = step.onto(Account(len(records) + broken))
     return Table(tuple(records), columns_of(records), account)
@@ -75,6 +82,23 @@ def _same_columns(found: Sequence[Source], records: Sequence[Record], step: Ledg
     for file, own in columns.items():
         if own - shared:
             step.note(f"{file} has columns that other files lack: {', '.join(sorted(own - shared))}")
+
+
+def _say_account(file: Path, count: int, step: Ledger) -> None:
+    """Say what a step before did to the rows of a file, where it left its account beside them."""
+    try:
+        before = json.loads(account_of(file).read_bytes())["account"]
+        told = [f"{one['reason']}: {one['count']:,}" for kind in ("left_out", "repaired") for one in before[kind]]
+        read, kept = before["read"], before["kept"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        step.note(f"{account_of(file)}: the account of {file.name} cannot be read ({error})")
+        return
+    if kept != count:
+        step.note(f"{file}: {kept:,} rows were written and {count:,} are there; it was changed since")
+    else:
+        step.note("; ".join([f"{file}: cleaned before, {read:,} rows read, {kept:,} kept", *told]))
 
 
 def _json_file(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:

@@ -1,5 +1,6 @@
 """Cleaning does what was asked, nothing else, and counts the rows."""
 
+import json
 import math
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.table.clean import Cleaning, clean, folded, without_html
 from handscroll.data.table.duplicates import distinct_ids
+from handscroll.data.table.read import read_table
 from handscroll.data.table.table import Table
 from handscroll.data.table.words import words
+from tests.cli.material import run
 
 
 def cleaned(texts, **how):
@@ -90,6 +93,38 @@ def test_ids_are_distinct_or_counted():
     with pytest.raises(DataError, match="row 3 has the id 1 of rows, row 1"):
         distinct_ids(table)
     assert [record.number for record in distinct_ids(table, skip=True)] == [1, 2, 4, 5]
+
+
+def test_a_table_tells_rows_that_share_an_id(tmp_path):
+    lines = [{"id": 7, "text": "a"}, {"text": "b"}, {"id": "7", "text": "c"}, {"id": 7, "text": "d"}, {"text": "e"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    table = read_table(file)
+    assert len(table) == 5
+    [note] = table.account.notes
+    assert note == f"rows with the id of an earlier row, which stay: 1 ({file}, row 4 has that of {file}, row 1)"
+    made = clean(table, ["text"], Cleaning(ids="id"))
+    assert [record.get("text") for record in made] == ["a", "b", "c", "e"]
+    assert [(one.reason, one.count) for one in made.account.left_out] == [("rows with the id of an earlier row", 1)]
+
+
+def test_the_account_of_a_cleaning_goes_with_its_rows(tmp_path):
+    given = tmp_path / "given.csv"
+    given.write_text("id,text\n1,a  b\n1,a b\n2,\n3,c\n", encoding="utf-8")
+    out = tmp_path / "clean" / "rows.jsonl"
+    run("data", "clean", given, "--out", out, "--space", "--empty", "--ids", "id")
+    told = json.loads((tmp_path / "clean" / "rows.account.json").read_text(encoding="utf-8"))
+    assert told["files"] == [str(given)] and told["cleaning"]["ids"] == "id"
+    for place in (out, out.parent):  # the folder too: an account is no table
+        [note] = read_table(place).account.notes
+        assert note == (
+            f"{out}: cleaned before, 4 rows read, 2 kept; rows with the id of an earlier row: 1; empty texts: 1; rows "
+            "with blanks folded: 1"
+        )
+    out.write_text(out.read_text(encoding="utf-8") + '{"text": "more"}\n', encoding="utf-8")
+    assert read_table(out).account.notes == (f"{out}: 2 rows were written and 3 are there; it was changed since",)
+    (tmp_path / "clean" / "rows.account.json").write_text("[]", encoding="utf-8")
+    assert "the account of rows.jsonl cannot be read" in read_table(out).account.notes[0]
 
 
 def test_words_with_and_without_stop_words():
