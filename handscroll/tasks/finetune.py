@@ -66,7 +66,7 @@ class Tuned:
     finished: bool = False  # trained to its end and saved
 
 
-def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -> Tuned:
+def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Options()) -> Tuned:
     """Tune a model as the recipe says, in the run folder `folder` (new, or one to go on with).
 
     The folder holds the settings, the plan, the records, checkpoints, the predictions and scores of what was held out,
@@ -76,6 +76,7 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
         DataError: the data does not fit the task; nothing was trained. CapacityError: the plan does not fit.
         ConfigError: the model cannot do the task, or a setting is impossible.
     """
+    folder = Path(folder)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)

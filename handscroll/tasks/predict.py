@@ -17,6 +17,8 @@ from handscroll.tasks.prompting import Choose, Prompting, notes_of
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_from
 
+TAKEN = {"train", "columns", "names", "encoding", "splits", "skip_broken", "skip_unfit", "most_scored"}  # of TaskData
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -110,15 +112,21 @@ def predict(
 ) -> Predicted:
     """What the model says of the rows of `data.train`; with `asked`, as it is, by its prompt and examples in it.
 
-    `seed` draws the rows where `data.most_scored` wants fewer than there are. Targets are looked at before anything is
-    predicted, if all examples have one.
+    Of `data` it takes how that table is read, and `most_scored`: how many rows, drawn by `seed`. Targets are looked at
+    before anything is predicted, if all examples have one.
 
     Raises:
         DataError: a row or a target cannot be used. CapacityError: an example is too long.
-        ConfigError: the seed is negative, or what `asked` says is impossible.
+        ConfigError: the seed is negative, what `asked` says is impossible, or `data` has settings of tuning alone.
     """
     if seed < 0:
         raise ConfigError(f"seed {seed}: give 0 or a positive whole number")
+    plain = TaskData(train=data.train)
+    others = [name for name in TaskData.model_fields if name not in TAKEN]
+    if unused := [name for name in others if getattr(data, name) != getattr(plain, name)]:
+        raise ConfigError(
+            f"predictions do nothing with data.{', data.'.join(unused)}: give {', '.join(sorted(TAKEN))} alone"
+        )
     table = read_table(data.train, data.names, data.splits.get("train"), data.encoding, data.skip_broken)
     part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
     prompting = None if asked is None else prompting_of(task, data, asked)

@@ -55,7 +55,7 @@ class RunOptions:
     show: Callable[[str], None] = lambda text: None
 
 
-def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions()) -> tuple[LM, Progress]:
+def run_recipe(recipe: Recipe, folder: str | Path, options: RunOptions = RunOptions()) -> tuple[LM, Progress]:
     """Train with a recipe in the run folder `folder` (new, or one to resume), and save the result to `folder/model`.
 
     Under torchrun every rank calls this with the same arguments, and the first rank writes.
@@ -68,7 +68,7 @@ def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions())
     check_device(recipe.device)
     torch.manual_seed(recipe.seed)
     world = join_world(recipe.parallel, recipe.device)
-    made = _run(recipe, folder, world, options)
+    made = _run(recipe, Path(folder), world, options)
     world.close()  # not after an error: the other ranks may never reach this barrier, and torchrun ends them
     return made
 

@@ -34,7 +34,7 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     shown = []
     tuned = finetune(
         recipe(tiny(tmp_path / "bert"), data, test=(str(test),), licence="CC BY 4.0"),
-        tmp_path / "run",
+        str(tmp_path / "run"),
         Options(show=shown.append),
     )
     assert tuned.scores["test"]["accuracy"].value == 1.0 and set(tuned.scores) == {"valid", "test"}
@@ -46,6 +46,9 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     assert again.scores["accuracy"].value == 1.0 and again.predictions[0].more == {
         "probabilities": told[0]["probabilities"]
     }
+    assert len(predict(lm, task, TaskData(train=(str(test),), most_scored=3)).predictions) == 3
+    with pytest.raises(ConfigError, match=r"nothing with data\.test, data\.most: give columns, encoding, most_scored"):
+        predict(lm, task, TaskData(train=(str(test),), test=(str(test),), most=3))
     reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     ids = torch.tensor([lm.encode(told[0]["text"])])
     expected = reference(ids).logits.softmax(-1)[0].tolist()
