@@ -169,7 +169,8 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force", "exposure"}})
+    aside = {"threads": True, "tuning": {"memory", "force", "exposure"}, "data": {"licence"}}
+    resolved = recipe.model_dump(mode="json", exclude=aside)
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
     if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream

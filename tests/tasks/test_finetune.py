@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     whole = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "whole")
     with pytest.raises(Killed):
         finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part", Options(on_record=kill))
-    part = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part")
+    part = finetune(recipe(model, data, {"epochs": 3}, licence="told since"), tmp_path / "part")
     losses = [[r["loss"] for r in read_records(tmp_path / run / "records.jsonl")] for run in ("whole", "part")]
     assert losses[0] == losses[1] and len(losses[0]) == whole.progress.step == part.progress.step
     planned = (tmp_path / "part" / "plan.json").read_bytes()
