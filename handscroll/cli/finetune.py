@@ -100,6 +100,8 @@ def finetune(
         error_screen().print(f"stopped; the same command goes on from {folder}")
         raise typer.Exit(130)
     show_scores(tuned.scores)
+    for name, said in [(name, said) for name, by in tuned.baselines.items() for said in by.items()]:
+        screen().print(f"baseline, {name}: {_told(*said)}")
     screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})")
     screen().print(f"use it: handscroll predict {tuned.lm.source} FILE")
 
@@ -115,6 +117,14 @@ def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     if rows:
         screen().print(table(("data", "metric", "score", "95 % interval", "examples"), rows))
+
+
+def _told(system: str, scores: Mapping[str, Any]) -> str:
+    """The deciding score of a baseline in a line."""
+    from handscroll.metrics.table import METRICS
+
+    metric, one = next(iter(scores.items()))
+    return f"{system}, {METRICS[metric].said} {one.value:.4g} {one.interval}"
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of a run: the model, the task, the progress, and the scores by table and metric."""
+    """What came of a run: the model, the task, the progress, the scores by table and metric, and those of simple
+    baselines on the same examples by table, baseline and metric."""
 
     lm: LM
     task: Task
@@ -64,6 +65,7 @@ class Tuned:
     scores: Mapping[str, Mapping[str, Measured]]
     folder: Path
     finished: bool = False  # trained to its end and saved
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
 
 
 def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Options()) -> Tuned:
@@ -246,7 +248,8 @@ def _finished(
     write_page(folder / "report.html", record, task, scored, told)
     write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     write_file(saved / "README.md", card(record).encode())
-    return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder, finished=True)
+    plain = {name: {one: by[one] for one in by if one != TUNED} for name, by in scored.items()}
+    return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder, finished=True, baselines=plain)
 
 
 def _record(

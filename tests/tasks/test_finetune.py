@@ -38,6 +38,7 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
         Options(show=shown.append),
     )
     assert tuned.scores["test"]["accuracy"].value == 1.0 and set(tuned.scores) == {"valid", "test"}
+    assert tuned.baselines["test"]["always 'bad'"]["accuracy"].value == 0.5
     assert "text <- text, label <- label" in "\n".join(shown) and "left out" in "\n".join(shown)
     told = rows(tmp_path / "run" / "test.predictions.jsonl")
     assert [one["prediction"] for one in told] == [one["reference"] for one in told]
@@ -248,6 +249,7 @@ def test_a_tuning_plans_the_best_weights_and_the_tables_that_it_trains(tmp_path)
     assert found.exit_code == 0, found.output
     (stage,) = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["plan"]["stages"]
     assert stage["workload"]["best"] and stage["workload"]["tables"]
+    assert re.search(r"\nbaseline, valid: always '(bad|good)', accuracy 0\.\d+ \[", found.output), found.output
 
 
 def test_held_out_rows_without_any_label_are_refused_before_anything_is_trained(tmp_path):
