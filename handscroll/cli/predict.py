@@ -92,6 +92,8 @@ def predict(
         told = f"not scored: {found.untold:,} of {len(found.part.examples):,} rows do not tell what is right"
         lacking = [field.name for field in settled.fields if field.truth and f"{field.name} <- " not in columns]
         screen().print(told + "".join(f"; if a column does, name it (--map {name}=COLUMN)" for name in lacking))
+    for note, count in found.notes.items():
+        screen().print(f"{count:,} of {len(found.predictions):,} rows: {note}")
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})

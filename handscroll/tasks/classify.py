@@ -148,7 +148,11 @@ class Classify(Headed):
     ) -> list[Prediction]:
         """The word of each label is scored as the answer, calibrated (`label_words.py`)."""
         if self.several:
-            raise ConfigError("several labels of a text are not told by prompting: tune a model (handscroll finetune)")
+            raise ConfigError(
+                "several labels of a text are not told by prompting: tune a model (handscroll finetune classify ... "
+                "--set task.several=true), or ask for each label by itself, as a task of two labels (--set "
+                '\'task.labels=["no", "yes"]\', with a task.prompt that names what is asked)'
+            )
         teller = LabelWords(lm, self.labels, self.words, self.prompt, self.language)
         shots = [
             [(self.likeness(one), self._named(one, "a shot needs one")[0]) for one in prompting.chosen(self, e)]

@@ -103,7 +103,10 @@ class Complete(Generative):
         self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
     ) -> list[Prediction]:
         if prompting.shots or prompting.notes:
-            raise ConfigError("a model that fills holes reads code alone: leave shots and profile out")
+            raise ConfigError(
+                "a model that fills holes reads code alone, so examples before it mean nothing: ask with --shots 0 and "
+                "without --examples and --profile, or tune a model (handscroll finetune complete)"
+            )
         writer, infill = Writer(lm, "plain", prompting.store, self.stop), Infill.of(lm.tokenizer)
         self.check_sizes(writer, examples)
         found: list[Prediction] = []

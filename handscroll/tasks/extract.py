@@ -14,6 +14,7 @@ from handscroll.base.spec import HeadSpec
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.table.fields import Field
 from handscroll.data.table.table import Ledger, Table
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
@@ -24,6 +25,8 @@ from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
 from handscroll.search.similar import Similar
 from handscroll.tasks.language import check_language
+from handscroll.tasks.located import Located
+from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import ANY, LEFT_OUT, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
 from handscroll.text.pieces import sentences
@@ -42,6 +45,8 @@ class Extract(Task):
     name: ClassVar[str] = "extract"
     summary: ClassVar[str] = "answers that stand in a document, with their place"
     language: Literal["en", "zh"] = Setting(default="en", description="of the answers, for scores")
+    form: Form = Setting(default="auto", description="without tuning: chat, by the model's template, or plain text")
+    max_tokens: int = Setting(default=48, ge=1, description="without tuning: the most tokens of an answer")
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -105,6 +110,14 @@ class Extract(Task):
             found.append(Prediction(best.text, place))
             on_done(len(found))
         return found
+
+    def prompted(
+        self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
+    ) -> list[Prediction]:
+        """An answer is asked for in words and looked for in the document (`located.py`)."""
+        teller = Located(language=self.language, form=self.form, max_tokens=self.max_tokens)
+        shots = replace(prompting, examples=[_in_words(one) for one in prompting.examples])
+        return teller.prompted(lm, [_in_words(one) for one in examples], shots, on_done)
 
     def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
         """The sentence of the document that is most like the question (BM25), the first where two are alike."""
@@ -176,6 +189,11 @@ class Extract(Task):
 def _answers(example: Example) -> Sequence[Mapping[str, Any]]:
     """The answers and where they are said to begin."""
     return example.values.get("answers") or ()
+
+
+def _in_words(example: Example) -> Example:
+    """The same for a task that answers in words: its fields are named otherwise."""
+    return Example(example.place, {**example.values, "document": example["context"], "answer": _answers(example)})
 
 
 def _row(one: Framed, start: int, end: int) -> Row:

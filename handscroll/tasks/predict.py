@@ -1,5 +1,6 @@
 """Says of the rows of a table what a tuned model says, and scores it where the rows tell the truth."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,11 @@ class Predicted:
     def untold(self) -> int:
         """How many examples have no target."""
         return sum(self.task.truth(example) is None for example in self.part.examples)
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """What is missing in predictions, and in how many of them."""
+        return Counter(one.more["note"] for one in self.predictions if "note" in one.more)
 
     @cached_property
     def scores(self) -> Mapping[str, Measured]:
@@ -131,7 +137,7 @@ def predict(
     part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
     prompting = None if asked is None else prompting_of(task, data, asked)
     if prompting is not None and prompting.examples:
-        task = task.settled(prompting.examples, lm)
+        task = task.settled_to_prompt(prompting.examples, lm)
     if all(task.truth(example) is not None for example in part.examples):
         task.checked(part.examples)
     if prompting is None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field as Setting
 from rich.text import Text
 
-from handscroll.base.errors import CapacityError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.data.batch import Batch, collate
 from handscroll.data.encoded import Encoded
 from handscroll.data.preferred import Pair, Preferred
@@ -24,6 +24,7 @@ from handscroll.nn.adapted import Adapted
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.preference import Preference
+from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task
 from handscroll.tasks.writer import learned
@@ -140,6 +141,26 @@ class Prefer(Task):
         Raises:
             CapacityError: an answer with its prompt exceeds the context.
         """
+        tuned = any(isinstance(module, Adapted) for module in lm.model.modules())
+        return self._compared(lm, examples, tuned, on_done)
+
+    def prompted(
+        self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
+    ) -> list[Prediction]:
+        """Which answer the model as it is finds likelier.
+
+        Raises:
+            ConfigError: there are shots or notes. CapacityError: as `predict`.
+        """
+        if prompting.shots or prompting.notes:
+            raise ConfigError(
+                "of two answers the likelier one after its own prompt is told, so nothing else stands before it: ask "
+                "with --shots 0 and without --examples and --profile, or tune a model (handscroll finetune prefer)"
+            )
+        return self._compared(lm, examples, False, on_done)
+
+    def _compared(self, lm: LM, examples: Sequence[Example], tuned: bool, on_done: OnDone) -> list[Prediction]:
+        """Both answers of each example by their reward if the model is `tuned`, else by their likelihood."""
         for example, size in zip(examples, self.needed(lm, examples), strict=True):
             if size > lm.context:
                 raise CapacityError(
@@ -147,7 +168,6 @@ class Prefer(Task):
                     f"{lm.context:,}, and nothing is cut. Leave the row out, or tune a longer model (handscroll extend "
                     f"... --to {size})"
                 )
-        tuned = any(isinstance(module, Adapted) for module in lm.model.modules())
         found: list[Prediction] = []
         for example in examples:
             pair = Preferred([Pair(*self.learned(lm, example))])

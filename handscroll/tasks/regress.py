@@ -2,23 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field as Setting
+from pydantic import model_validator
 from torch import Tensor
 
 from handscroll.base.errors import DataError
 from handscroll.base.spec import HeadSpec
 from handscroll.data.table.fields import Field
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import measure
 from handscroll.models.model import Model
 from handscroll.objectives.classify import NUMBER
 from handscroll.objectives.classify import Classify as Loss
+from handscroll.tasks.asked_number import AskedNumber, question, written
 from handscroll.tasks.headed import TEXTS, Headed
-from handscroll.tasks.task import LEFT_OUT, Example, Prediction
+from handscroll.tasks.prompting import Prompting
+from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction
 
 
 class Regress(Headed):
@@ -32,6 +37,17 @@ class Regress(Headed):
     summary: ClassVar[str] = "numbers of texts: ratings, similarities, grades"
     mean: float = Setting(default=0.0, allow_inf_nan=False, description="added to the outputs of the head")
     deviation: float = Setting(default=1.0, gt=0, allow_inf_nan=False, description="multiplies the outputs of the head")
+    prompt: str = Setting(
+        default="", description="without tuning: what is asked, with {text} (of a pair both) and possibly {range}"
+    )
+    language: Literal["en", "zh"] = Setting(default="en", description="without tuning: of the prompt")
+    form: Form = Setting(default="auto", description="without tuning: chat, by the model's template, or plain text")
+
+    @model_validator(mode="after")
+    def _asking(self) -> Self:
+        if self.prompt and "{text}" not in self.prompt:
+            raise ValueError("the prompt does not name {text}, of which a number is asked: put it in")
+        return self
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -54,6 +70,9 @@ class Regress(Headed):
                 f"{mean:g}: there is nothing to learn; give examples whose numbers differ"
             )
         return self.model_copy(update={"mean": mean, "deviation": deviation})
+
+    def settled_to_prompt(self, examples: Sequence[Example], lm: LM) -> "Regress":
+        return self  # a mean and a deviation are for a head
 
     def ready(self, lm: LM, seed: int) -> LM:
         before = lm.model
@@ -81,6 +100,28 @@ class Regress(Headed):
 
     def said(self, outputs: Tensor) -> Prediction:
         return Prediction(float(outputs[0]) * self.deviation + self.mean)
+
+    def prompted(
+        self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
+    ) -> list[Prediction]:
+        """A number is asked for (`asked_number.py`), in the range of the examples unless they are chosen by user.
+
+        Raises:
+            DataError: an example without a number, or none is said where there are no examples.
+        """
+        known = [self._known(one) for one in prompting.examples]
+        mean = sum(known) / len(known) if known else None
+        numbers = [] if prompting.choose == "user" else known  # nothing of another user enters a prompt
+
+        def asked(one: Example) -> Example:
+            text, number = self.likeness(one), self.truth(one)
+            values = {"text": text, "question": question(text, self.prompt, self.language, numbers)}
+            values |= {} if number is None else {"number": written(number)}
+            return Example(one.place, {**one.values, **values})
+
+        shots = replace(prompting, examples=[asked(one) for one in prompting.examples])
+        teller = AskedNumber(language=self.language, form=self.form, fallback=mean)
+        return teller.prompted(lm, [asked(one) for one in examples], shots, on_done)
 
     def together(self, members: Sequence[Sequence[Prediction]], vote: bool = False) -> list[Prediction]:
         middle = len(members) // 2

@@ -57,7 +57,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an example. `more` is written beside it: probabilities, evidence, tokens read."""
+    """What a model says of an example. `more` is written beside it: probabilities, evidence, tokens read.
+
+    A `note` in it says that something is missing; a person is told how many predictions have it.
+    """
 
     output: Any
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -147,6 +150,14 @@ class Task(Named):
     @abstractmethod
     def settled(self, examples: Sequence[Example], lm: LM) -> "Task":
         """The task with what the training data decides, such as the labels."""
+
+    def settled_to_prompt(self, examples: Sequence[Example], lm: LM) -> "Task":
+        """The task with what the examples decide from which shots are taken.
+
+        Raises:
+            DataError: they decide nothing.
+        """
+        return self.settled(examples, lm)
 
     def room(self, lm: LM) -> int:
         """The most tokens of a training row."""

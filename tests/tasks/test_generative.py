@@ -234,6 +234,9 @@ def test_evidence_is_found_word_for_word_or_as_the_nearest_sentence():
         "found": "word for word"
     }
     assert evidence(text, "zzz", "qqq") is None
+    year = evidence("她是2008年度冠军，不是12008年。", "2008年", "")  # between Chinese letters numbers have no edges
+    assert year == {"text": "2008年", "start": 2, "end": 7, "found": "word for word"}
+    assert evidence("编号12008年", "2008年", "")["found"] == "nearest"
 
 
 def test_holes_are_read_with_the_tokens_of_the_model():
