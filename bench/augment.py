@@ -1,11 +1,13 @@
 """Does augmentation help? MiniLM tuned on few rows, as they are and with changed copies of them, at equal updates.
 
 python -m bench.augment ../shared/data --minilm FOLDER [--rows 300] [--seeds 0,1,2] [--only trec] [--fill BERT]
+    [--translator MODEL]
 
 Every way learns for as many updates as the rows alone take in `--epochs` epochs, so that what is compared is the rows
 and not the time. The test rows are those of `bench.labels`. `--fill` names an encoder with a masked-LM head for the way
-"replace". What is done stays in --work, so a run that was stopped goes on with the same command; other settings need
-another --work.
+"replace"; `--translator` names a model that chats, or that was tuned for the task translate, for the way "translate",
+which makes one copy of a row where the others make two, since it takes the likeliest translation. What is done stays in
+--work, so a run that was stopped goes on with the same command; other settings need another --work.
 """
 
 import argparse
@@ -31,7 +33,9 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "swap": {"way": "swap", "share": 0.1, "copies": 2},
     "delete": {"way": "delete", "share": 0.1, "copies": 2},
     "replace": {"way": "replace", "share": 0.15, "copies": 2},
+    "translate": {"way": "translate"},
 }
+MODELS = {"replace": "fill", "translate": "translator"}  # way -> the option that names its model
 
 
 def folder(options: argparse.Namespace, name: str, way: str, seed: int) -> Path:
@@ -47,7 +51,8 @@ def settle(options: argparse.Namespace, names: Sequence[str], ways: Sequence[str
     """
     settings = {"minilm": options.minilm, "epochs": options.epochs}
     for name, way, seed in product(names, ways, seeds):
-        claim(folder(options, name, way, seed), settings | ({"fill": options.fill} if way == "replace" else {}))
+        model = {MODELS[way]: getattr(options, MODELS[way])} if way in MODELS else {}
+        claim(folder(options, name, way, seed), settings | model)
 
 
 def right(options: argparse.Namespace, name: str, way: str, seed: int) -> list[bool]:
@@ -57,8 +62,8 @@ def right(options: argparse.Namespace, name: str, way: str, seed: int) -> list[b
     said = run / "test.predictions.jsonl"
     if not said.exists():
         augment = WAYS[way]
-        if way == "replace":
-            augment = {**(augment or {}), "model": options.fill}
+        if way in MODELS:
+            augment = {**(augment or {}), "model": getattr(options, MODELS[way])}
         steps = math.ceil(options.rows / BATCH) * options.epochs
         how = {**FULL, "way": "full", "batch": BATCH, "steps": steps, "seed": seed}
         data: dict[str, Any] = {"train": (str(train),), "test": (str(test),), "most": options.rows, "held_out": 0.0}
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2, or another encoder")
     parser.add_argument("--fill", default="", help="encoder with a masked-LM head, for the way 'replace'")
+    parser.add_argument("--translator", default="", help="model that translates, for the way 'translate'")
     parser.add_argument("--only", default="trec", help=f"data sets: {', '.join(DATA)}")
     parser.add_argument("--rows", type=int, default=300, help="training rows")
     parser.add_argument("--epochs", type=int, default=6, help="of the rows as they are")
@@ -84,9 +90,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/labels"))
     options = parser.parse_args()
     names, seeds = options.only.split(","), [int(seed) for seed in options.seeds.split(",")]
-    ways = [way for way in WAYS if way != "replace" or options.fill]
-    if "replace" not in ways:
-        print("replace: left out, since --fill names no model")
+    ways = [way for way in WAYS if way not in MODELS or getattr(options, MODELS[way])]
+    for way in (way for way in MODELS if way not in ways):
+        print(f"{way}: left out, since --{MODELS[way]} names no model")
     settle(options, names, ways, seeds)
     for name in names:
         plain = None

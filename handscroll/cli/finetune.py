@@ -87,7 +87,7 @@ def finetune(
         options = Options(
             shown.record,
             shown.pulse,
-            lambda what, total, done: advance(done, f"scoring {what}", total),
+            lambda what, total, done: advance(done, what, total),
             lambda text: screen().print(text),
             lambda steps: advance(0, "", steps),
             plan,

@@ -5,20 +5,27 @@ from collections.abc import Sequence
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.data.table.augment import Way, delete, replace, swap
+from handscroll.data.table.augment import Way, delete, replace, swap, translate
 from handscroll.lm import LM, load
 from handscroll.models.sentences import groups
 from handscroll.nn.marks import Marks
+from handscroll.tasks.back_translation import BackTranslation, OnWork
 from handscroll.tasks.recipe import Augment
 
 TOKENS = 4096  # of a batch
 
 
-def changing(settings: Augment) -> Way:
-    """The way of `settings`."""
+def changing(settings: Augment, on_work: OnWork = lambda what, total, done: None) -> Way:
+    """The way of `settings`; `on_work` is told how far translations are.
+
+    Raises:
+        ConfigError: a model cannot do it.
+    """
     if settings.way == "replace":
         lm = load(settings.model)
         return replace(lambda gaps: filled(lm, gaps), settings.share)
+    if settings.way == "translate":
+        return translate(BackTranslation(settings, on_work))
     return {"swap": swap, "delete": delete}[settings.way](settings.share)
 
 

@@ -19,6 +19,7 @@ from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.data.table.table import Account, Ledger, Record, Table
 from handscroll.lm import LM
+from handscroll.tasks.back_translation import OnWork
 from handscroll.tasks.changing import changing
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, Part, Task
@@ -56,8 +57,12 @@ class TrainingRows:
         return TokenAccount(self.examples, trained, untrained, self.left, self.longest, dict(notes))
 
 
-def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
+def read_parts(
+    task: Task, data: TaskData, seed: int, on_work: OnWork = lambda what, total, done: None
+) -> dict[str, Part]:
     """The tables "train", "valid", "test" and "second" of a recipe, as far as there are such, as examples.
+
+    `on_work` is told how far a model is that makes new rows.
 
     Raises:
         DataError: a file or a row cannot be used. ConfigError: a column is missing or not certain.
@@ -84,7 +89,7 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
     parts = {}
     for name, table in found.items():
         table = drawn(table, data.most if name == "train" else data.most_scored, seed)
-        table = _changed(task, table, data, seed) if name == "train" else table
+        table = _changed(task, table, data, seed, on_work) if name == "train" else table
         parts[name] = task.read(table, data.columns, data.skip_unfit)
         if name == "valid":
             parts[name] = replace(parts[name], notes=notes)
@@ -146,13 +151,13 @@ def to_score(task: Task, lm: LM, name: str, part: Part, too_long: Literal["refus
     return replace(part, examples=kept, account=step.onto(part.account))
 
 
-def _changed(task: Task, table: Table, data: TaskData, seed: int) -> Table:
+def _changed(task: Task, table: Table, data: TaskData, seed: int, on_work: OnWork) -> Table:
     """The training rows after what the recipe does to them; what is scored stays as it is."""
     if data.augment is not None:
         columns = match(table, task.fields, data.columns).columns
         if "text" not in columns:
             raise ConfigError(f"data.augment changes the text of a row, and task '{task.name}' has no field 'text'")
-        table = augment(table, columns["text"], changing(data.augment), data.augment.copies, seed)
+        table = augment(table, columns["text"], changing(data.augment, on_work), data.augment.copies, seed)
     if data.balance:
         by = task.by(table, data.columns)
         if by is None:

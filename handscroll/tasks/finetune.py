@@ -121,7 +121,7 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
 
 def _read(recipe: TuningRecipe, options: Options) -> dict[str, Part]:
     """The examples of all tables; what was read is told."""
-    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed)
+    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed, options.on_done)
     for name, part in parts.items():
         options.show(f"{name}: {part.account}")
         for note in part.notes:
@@ -234,7 +234,7 @@ def _finished(
     for name in SCORED:
         if name in ready.parts:
             examples = ready.parts[name].examples
-            found = task.predict(lm, examples, partial(options.on_done, name, len(examples)))
+            found = task.predict(lm, examples, partial(options.on_done, f"scoring {name}", len(examples)))
             write_predictions(folder / f"{name}.predictions.jsonl", task, examples, found)
             plain = task.baselines(ready.parts["train"].examples, examples)
             systems = {TUNED: found, **plain}

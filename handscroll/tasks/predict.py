@@ -17,6 +17,7 @@ from handscroll.tasks.examples import drawn
 from handscroll.tasks.prompting import Choose, Prompting, notes_of
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_from
+from handscroll.tasks.tuned import tuned_folder
 
 TAKEN = {"train", "columns", "names", "encoding", "splits", "skip_broken", "skip_unfit", "most_scored"}  # of TaskData
 
@@ -54,13 +55,12 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
     Raises:
         ConfigError: the folder does not say for which task, and none is given; or the model has no head for the task.
     """
-    folder = Path(source)
-    folder = next((folder / name for name in ("model", "adapter") if (folder / name / TASK).exists()), folder)
-    known = folder / TASK
-    if task is None and not known.exists():
+    folder = tuned_folder(source)
+    known = (folder or Path(source)) / TASK
+    if task is None and folder is None:
         raise ConfigError(f"{source} was not tuned for a task here ({TASK} is missing): name one with --task")
     settled = task_from(task if task is not None else read_json(known), str(known))
-    lm = load(folder if known.exists() else source)
+    lm = load(folder or source)
     if prompted:
         return lm, settled
     own = lm.model

@@ -14,18 +14,36 @@ class Augment(Config):
     """New training rows from old ones (`data/table/augment.py`).
 
     swap: pairs of words change places; delete: words are left out; replace: words are replaced by what `model`, an
-    encoder with a masked-LM head, puts in their places.
+    encoder with a masked-LM head, puts in their places; translate: the text is translated into another language and
+    back by `model`, which was tuned for the task translate or chats (`tasks/back_translation.py`).
     """
 
-    way: Literal["swap", "delete", "replace"]
+    way: Literal["swap", "delete", "replace", "translate"]
     share: float = Field(default=0.1, gt=0, le=1, description="share of the words")
     copies: int = Field(default=1, ge=1, description="new rows of each row")
-    model: str = Field(default="", description="way 'replace': the model that says the words")
+    model: str = Field(default="", description="ways 'replace' and 'translate': what says the words, or translates")
+    back: str = Field(default="", description="way 'translate': another model for the way back")
+    language: str = Field(default="", description="way 'translate': of the texts, as a prompt names it")
+    pivot: str = Field(default="", description="way 'translate': the language in between, as a prompt names it")
+    max_tokens: int = Field(default=0, ge=0, description="way 'translate': of a translation; 0: as its task has it")
 
     @model_validator(mode="after")
     def _told(self):
-        if (self.way == "replace") != bool(self.model):
-            raise ValueError("model belongs to way 'replace', and 'replace' needs it")
+        if (self.way in ("replace", "translate")) != bool(self.model):
+            raise ValueError("model belongs to the ways 'replace' and 'translate', and they need it")
+        translates = self.way == "translate"
+        for name in ("back", "language", "pivot", "max_tokens"):
+            if getattr(self, name) and not translates:
+                raise ValueError(f"{name} belongs to way 'translate', not to '{self.way}': leave it out")
+        if translates and self.share != type(self).model_fields["share"].default:
+            raise ValueError("share is of words, and way 'translate' changes whole texts: leave it out")
+        if translates and self.copies > 1:
+            raise ValueError(
+                f"copies is {self.copies}, but way 'translate' takes the likeliest translation, and every copy would "
+                "be the same: leave it out"
+            )
+        if bool(self.language) != bool(self.pivot):
+            raise ValueError("language and pivot, the language in between, belong together: give both or neither")
         return self
 
 

@@ -102,7 +102,13 @@ def change(monkeypatch, tmp_path):
     monkeypatch.setattr(augment.TuningRecipe, "parse", lambda values, name: values)
 
     def run(**more):
-        given = {"minilm": "encoder", "fill": "fill", "seeds": "0", "work": tmp_path / "work"} | more
+        given = {
+            "minilm": "encoder",
+            "fill": "fill",
+            "translator": "chat",
+            "seeds": "0",
+            "work": tmp_path / "work",
+        } | more
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         monkeypatch.setattr("sys.argv", ["augment", str(tmp_path), *words])
         augment.main()
@@ -110,15 +116,24 @@ def change(monkeypatch, tmp_path):
     return run, tuned
 
 
-@pytest.mark.parametrize("other", [{"epochs": 3}, {"minilm": "another"}, {"fill": "another"}])
+@pytest.mark.parametrize(
+    "other", [{"epochs": 3}, {"minilm": "another"}, {"fill": "another"}, {"translator": "another"}]
+)
 def test_a_run_with_changed_copies_counts_for_its_settings_alone(change, other):
     run, tuned = change
     run(seeds="1")
     run(seeds="1")
-    assert len(tuned) == 4
+    assert len(tuned) == 5
     with pytest.raises(SystemExit, match="give another --work"):
         run(seeds="0,1", **other)
-    assert len(tuned) == 4, "it is refused before anything is tuned"
+    assert len(tuned) == 5, "it is refused before anything is tuned"
+
+
+def test_ways_of_a_model_are_left_out_without_it_and_told(change, capsys):
+    run, tuned = change
+    run(fill="", translator="chat")
+    assert tuned == [f"augment-{way}-300-0" for way in ("as-they-are", "swap", "delete", "translate")]
+    assert "replace: left out, since --fill names no model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other", [{"logs": 9}, {"tests": 9}, {"seed": 1}, {"minilm": "another"}, {"epochs": 2}])

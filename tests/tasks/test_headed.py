@@ -168,7 +168,7 @@ def test_training_rows_are_balanced_and_made_counted_and_never_scored(tmp_path):
     assert {one["reason"] for one in account["added"]} == {"rows made by 'swap'", "repeated rows of the label 'rare'"}
     assert len(set(tuned.task.counts)) == 1
     assert all("augmented" not in one for one in rows(tmp_path / "run" / "valid.predictions.jsonl"))
-    with pytest.raises(ConfigError, match="'replace' needs it"):
+    with pytest.raises(ConfigError, match="'replace' and 'translate', and they need it"):
         recipe(tmp_path, data, augment={"way": "replace"})
 
 

@@ -4,6 +4,7 @@ Every new row is marked (`augmented`: by what, from which row), so that a split 
 for the caller to measure: `Table.keep` over the mark gives the rows without.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,18 @@ from handscroll.data.table.table import Ledger, Table
 
 Fill = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
 """What says a word for each gap, given the text before and behind it: a masked model of ours, for instance."""
-Translate = Callable[[Sequence[str]], Sequence[str]]
-Texts = Callable[[Sequence[str], np.random.Generator], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class NoText:
+    """What stands in place of a text that could not be made, and why it could not; the record counts the reasons."""
+
+    why: str
+
+
+Translate = Callable[[Sequence[str]], Sequence[str | NoText]]
+"""What translates texts into another language and back: `tasks/back_translation.py`, or a service of the caller's."""
+Texts = Callable[[Sequence[str], np.random.Generator], Sequence[str | NoText]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,8 @@ def translate(there_and_back: Translate) -> Way:
 def augment(table: Table, column: str, way: Way, copies: int = 1, seed: int = 0) -> Table:
     """The table with up to `copies` new rows behind each row, whose text `way` has changed.
 
-    A text that comes out as it was, blank, or as another copy of the same row gives no row; such are noted. Rows that
-    were made by augmentation themselves are not changed again.
+    A text gives no row if it comes out as it was but for blanks, blank, as another copy of the same row, or not at all;
+    such are noted. Rows that were made by augmentation themselves are not changed again.
 
     Raises:
         ConfigError: `copies` is not positive.
@@ -73,25 +84,37 @@ def augment(table: Table, column: str, way: Way, copies: int = 1, seed: int = 0)
     sources = [at for at, one in enumerate(table) if isinstance(one.get(column), str) and not made_from(one)]
     texts = [table.records[at].get(column) for at in sources]
     made: dict[int, list[str]] = {at: [] for at in sources}
-    same = 0
+    without = Counter[str]()
     for copy in range(copies):
         changed = way.change(texts, np.random.default_rng([seed, copy]))
         if len(changed) != len(texts):
             raise DataError(f"'{way.name}' gave {len(changed)} texts for {len(texts)}; it must give one for each")
         for at, text, new in zip(sources, texts, changed, strict=True):
-            if new.strip() and new != text and new not in made[at]:
-                made[at].append(new)
+            if isinstance(new, NoText):
+                without[new.why] += 1
+            elif why := _no_row(text, new, made[at]):
+                without[why] += 1
             else:
-                same += 1
+                made[at].append(new)
     step, kept = Ledger(), []
     for at, record in enumerate(table):
         kept.append(record)
         for new in made.get(at, ()):
             step.add(f"rows made by '{way.name}'", record.place)
             kept.append(record.having(**{column: new, AUGMENTED: {"by": way.name, "from": record.place}}))
-    if same:
-        step.note(f"'{way.name}' left {same:,} texts as they were or blank; they gave no row")
+    if without:
+        reasons = ", ".join(f"{count:,} {why}" for why, count in without.items())
+        step.note(f"'{way.name}' left {without.total():,} texts without a new row: {reasons}")
     return table.having(kept, step)
+
+
+def _no_row(text: str, new: str, made: Sequence[str]) -> str:
+    """Why a changed text gives no row; "" if it gives one."""
+    if not new.strip():
+        return "blank"
+    if "".join(new.split()) == "".join(text.split()):
+        return "as they were"
+    return "as another copy" if new in made else ""
 
 
 def _share(share: float) -> float:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import WORDS
-from handscroll.data.table.augment import augment, delete, replace, swap, translate
+from handscroll.data.table.augment import NoText, augment, delete, replace, swap, translate
 from handscroll.data.table.look import columns, copies_line, look, short
 from handscroll.data.table.table import Table
 
@@ -62,6 +62,17 @@ def test_a_translation_there_and_back():
     assert record.values["text"] == "HELLO" and record.values["augmented"]["by"] == "translate"
     with pytest.raises(DataError, match="gave 0 texts for 1"):
         made("hello", translate(lambda texts: []))
+
+
+def test_a_text_without_a_new_row_is_counted_by_its_reason():
+    came = ["a new one", "no  news?", " ", NoText("too long"), NoText("too long")]
+    table = Table.of([{"text": text} for text in ("an old one", "no news ?", "one", "two", "three")])
+    found = augment(table, "text", translate(lambda texts: came), 2)
+    assert [one.values["text"] for one in found if one.values.get("augmented")] == ["a new one"]
+    assert found.account.added[0].count == 1
+    assert found.account.notes == (
+        "'translate' left 9 texts without a new row: 2 as they were, 2 blank, 4 too long, 1 as another copy",
+    )
 
 
 @pytest.mark.parametrize("way", [lambda: swap(0), lambda: delete(2)])
