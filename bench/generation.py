@@ -2,6 +2,7 @@
 
     python -m bench.generation prepare DATA FOLDER      writes the rows of every job from a folder of public data
     python -m bench.generation run NAME MODEL FOLDER    baselines, prompting and, where the job has a recipe, tuning
+    python -m bench.generation run NAME MODEL FOLDER WAY ...    only these ways of prompting
 
 `run` prints one line a system and metric and appends the same to FOLDER/NAME.scores.jsonl. A job takes at most about 25
 minutes on two cores. Scores of another model or of other rows need another FOLDER. FOLDER is also where the recipes in
@@ -23,6 +24,7 @@ from typing import Any
 
 from bench.kept import claim
 from handscroll.base.config import read_recipe
+from handscroll.base.errors import nearest
 from handscroll.data.table.read import read_table
 from handscroll.lm import load
 from handscroll.metrics.scores import Measured
@@ -57,6 +59,7 @@ READINGS = {
     "whole": {},
     "4 blocks": {"reading": "blocks", "blocks": 4},
     "16 blocks": {"reading": "blocks", "blocks": 16},
+    "map-rerank": {"reading": "map-rerank", "block": 1024},  # as many tokens at once as 4 blocks
 }
 JOBS = {
     "classical": Job(
@@ -190,14 +193,16 @@ def _shortest(rows: Rows, count: int) -> Rows:
     return sorted(rows, key=lambda one: len(one["document"]))[:count]
 
 
-def run(name: str, source: str, folder: Path) -> None:
-    """Score every system of a job on its test rows.
+def run(name: str, source: str, folder: Path, only: Sequence[str] = ()) -> None:
+    """Score every system of a job on its test rows, or `only` some of its ways of prompting.
 
     Raises:
         SystemExit: FOLDER has scores of another model or of other rows, or a run of another recipe; the tuning was
-            stopped.
+            stopped; the job has no such way.
     """
     job = JOBS[name]
+    if unknown := [way for way in only if way not in job.ways]:
+        raise SystemExit(f"{name} is not done by '{unknown[0]}': {nearest(unknown[0], job.ways)}")
     lm, task = load(source), task_from(dict(job.task))
     assert isinstance(task, Generative)
     tests = task.read(read_table(str(folder / f"{name}.test.jsonl")), {}).examples
@@ -205,15 +210,16 @@ def run(name: str, source: str, folder: Path) -> None:
     if job.recipe:
         shots = task.read(read_table(str(folder / f"{name}.train.jsonl")), {}).examples
     systems: dict[str, Sequence[Prediction]] = {}
-    recipe = _recipe(name, source, folder) if job.recipe else None
+    recipe = _recipe(name, source, folder) if job.recipe and not only else None
     keep = _Keeper(task, tests, shots, folder / f"{name}.scores.jsonl", source)
     _settle(name, folder, keep.of, recipe)
-    for plain, said in task.baselines(shots, tests).items() if shots or task.name == "summarise" else ():
+    simple = not only and (shots or task.name == "summarise")
+    for plain, said in task.baselines(shots, tests).items() if simple else ():
         systems[plain] = keep(plain, lambda said=said: said)
-    for way, settings in job.ways.items():
+    for way, settings in {way: job.ways[way] for way in only or job.ways}.items():
         own = task_from({**job.task, **settings})
         systems[way] = keep(way, lambda own=own: own.predict(lm, tests), settings=dict(settings))
-    if job.shots:
+    if job.shots and not only:
         near = Prompting(job.shots, shots, "similar")
         systems[f"{job.shots}-shot"] = keep(f"{job.shots}-shot", lambda: task.prompted(lm, tests, near))
     if recipe is not None:
@@ -337,7 +343,7 @@ def main() -> None:
     if what == "prepare":
         prepare(Path(rest[0]), Path(rest[1]))
     elif what == "run":
-        run(rest[0], rest[1], Path(rest[2]))
+        run(rest[0], rest[1], Path(rest[2]), rest[3:])
     else:
         _say(str(__doc__))
 

@@ -43,7 +43,7 @@ class Reply(str):
 
     `finish` is "eos" (the model ended its turn), "length", "stop" or "complete" (the constraint allows no more).
     `prompt` is the number of tokens of the rendered messages, of which `reused` had been read before; `tokens` were
-    generated.
+    generated. `logprob` is the sum of their natural log-probabilities, 0 unless it was asked for (`scored`).
     """
 
     thinking: str
@@ -51,6 +51,7 @@ class Reply(str):
     prompt: int
     reused: int
     tokens: int
+    logprob: float
 
 
 class Speaker:
@@ -166,10 +167,11 @@ class Chat:
         constraint: Constraint | None = None,
         beyond: bool = False,
         fit: bool = False,
+        scored: bool = False,
     ) -> "Answer":
         """Begin the answer to `messages`; impossible requests are refused here.
 
-        With `fit`, max_tokens shrinks to what the context leaves.
+        With `fit`, max_tokens shrinks to what the context leaves. With `scored`, the reply tells its log-probability.
 
         Raises:
             DataError: the messages are none, or the template refuses them. CapacityError: they do not fit into the
@@ -181,7 +183,8 @@ class Chat:
         if fit and not beyond:
             sampling = sampling.model_copy(update={"max_tokens": self._room(rendered, sampling.max_tokens)})
         ends = None if sampling.ignore_eos else self.speaker.ends(self.talk.model)
-        request = Request(rendered.ids, sampling, constraint=constraint, ends=ends, beyond=beyond)
+        logprobs = 0 if scored else None
+        request = Request(rendered.ids, sampling, logprobs=logprobs, constraint=constraint, ends=ends, beyond=beyond)
         thinking, shown = self.speaker.listening(rendered)
         last = len(self._last)
         goes_on = 0 < last < len(messages) and list(messages[:last]) == self._last
@@ -234,7 +237,7 @@ class Answer:
         before: Sequence[int],
     ):
         self._chat, self._tokens, self._thinking, self._before = chat, tokens, thinking, before
-        self.rendered, self.finish, self.count = rendered, "", 0
+        self.rendered, self.finish, self.count, self.logprob = rendered, "", 0, 0.0
         self._texts: dict[bool, list[str]] = {False: [], True: []}
         chat.busy = True
 
@@ -245,6 +248,7 @@ class Answer:
                     self._read_again()
                 self.count += 1
                 self.finish = token.finish or ""
+                self.logprob += 0.0 if token.scored is None else token.scored.logprob
                 for piece in self._thinking.push(token.text, final=token.finish is not None):
                     self._texts[piece.thinking].append(piece.text)
                     yield piece
@@ -257,6 +261,7 @@ class Answer:
         made = Reply("".join(self._texts[False]))
         made.thinking, made.finish = "".join(self._texts[True]), self.finish
         made.prompt, made.reused, made.tokens = len(self.rendered.ids), self._chat.talk.reused, self.count
+        made.logprob = self.logprob
         return made
 
     def whole(self, pieces: Iterable[str]) -> Reply:

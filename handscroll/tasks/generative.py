@@ -1,7 +1,7 @@
 """Tasks whose answer is a text: a prompt made of a row's values, an answer that is trained, greedy answers, scores."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -182,9 +182,12 @@ class Generative(Task):
         if examples and prompting.fixed:
             before = prompting.chosen(self, examples[0])
             writer.keep(self._after_shots(before, prompting, examples[0], self.asked(examples[0])))
-        for example in examples:
-            shots = prompting.chosen(self, example)
-            one = self.predicted(writer, example, partial(self._after_shots, shots, prompting, example))
+        chosen = [prompting.chosen(self, example) for example in examples]
+        framed = [
+            partial(self._after_shots, shots, prompting, one) for one, shots in zip(examples, chosen, strict=True)
+        ]
+        asked = list(zip(examples, framed, strict=True))
+        for shots, one in zip(chosen, self.answered(writer, asked), strict=True):
             more = {"shots": [shot.place for shot in shots]} if prompting.shots else {}
             found.append(Prediction(one.output, {**one.more, **more}))
             on_done(len(found))
@@ -199,6 +202,10 @@ class Generative(Task):
         for example, size in zip(examples, self.needed(writer.lm, examples), strict=True):
             if size:
                 writer.check(size - self.max_tokens, self.max_tokens, example.place, self.smaller)
+
+    def answered(self, writer: Writer, asked: Sequence[tuple[Example, Framed]]) -> Iterator[Prediction]:
+        """What the model says of each example, in their order; `predicted` says it of one."""
+        return (self.predicted(writer, example, framed) for example, framed in asked)
 
     def predicted(self, writer: Writer, example: Example, framed: Framed) -> Prediction:
         """What the model says of one example; `framed` puts what else is known before what is asked."""

@@ -30,7 +30,8 @@ APART = "each answer is its own example, since in plain text the model's end tok
 class Written:
     """An answer, how it ended ("eos", "length", "stop"), and its tokens.
 
-    `prompt` tokens were asked with, of which `reused` had been read for an earlier prompt; `written` are the answer's.
+    `prompt` tokens were asked with, of which `reused` had been read for an earlier prompt; `written` are the answer's,
+    with the one that ended it, and `logprob` is the sum of their natural log-probabilities.
     """
 
     text: str
@@ -38,12 +39,18 @@ class Written:
     prompt: int
     reused: int
     written: int
+    logprob: float
 
     @property
     def counts(self) -> dict[str, Any]:
         """The counts that stand beside a prediction."""
         tokens = {"prompt": self.prompt, "read": self.prompt - self.reused, "written": self.written}
         return {"finish": self.finish, "tokens": tokens}
+
+    @property
+    def score(self) -> float:
+        """The mean log-probability of its tokens: how likely the model holds it, whatever its length."""
+        return self.logprob / self.written
 
 
 def learned(
@@ -131,18 +138,20 @@ class Writer:
         if self._chat is None:
             return self.after(self.prompt(messages), most, place, smaller)
         self.check(len(self.prompt(messages, variables)), most, place, smaller)
-        answer = self._chat.answer(messages, Sampling(max_tokens=most, stop=self.stop), variables)
+        answer = self._chat.answer(messages, Sampling(max_tokens=most, stop=self.stop), variables, scored=True)
         reply = answer.whole(said(answer, None))
-        return Written(str(reply), reply.finish, reply.prompt, reply.reused, reply.tokens)
+        return Written(str(reply), reply.finish, reply.prompt, reply.reused, reply.tokens, reply.logprob)
 
     def after(
         self, ids: Sequence[int], most: int, place: str, smaller: str = "", ends: frozenset[int] | None = None
     ) -> Written:
         """What follows given tokens; errors as in `write`."""
         self.check(len(ids), most, place, smaller)
-        tokens = list(self.talk.reply(Request(ids, Sampling(max_tokens=most, stop=self.stop), ends=ends)))
+        request = Request(ids, Sampling(max_tokens=most, stop=self.stop), logprobs=0, ends=ends)
+        tokens = list(self.talk.reply(request))
         text, finish = "".join(token.text for token in tokens), tokens[-1].finish or ""
-        return Written(text, finish, len(ids), self.talk.reused, len(tokens))
+        logprob = sum(token.scored.logprob for token in tokens if token.scored is not None)
+        return Written(text, finish, len(ids), self.talk.reused, len(tokens), logprob)
 
     def check(self, size: int, most: int, place: str, smaller: str = "") -> None:
         """

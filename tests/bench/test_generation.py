@@ -110,3 +110,20 @@ def test_scores_of_another_model_or_of_other_rows_are_refused_before_anything_is
     with pytest.raises(SystemExit, match=f"{changed}.*take another FOLDER"):
         generation.run("job", "two" if changed == "model" else "one", tmp_path)
     assert asked == ["one"] and before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_only_the_ways_that_are_named_are_asked(asked, monkeypatch, tmp_path):
+    job = generation.Job({"name": "summarise", "perplexity": False}, ways=generation.SUMMARY, recipe=False)
+    monkeypatch.setattr(generation, "JOBS", {"job": job})
+    generation.run("job", "one", tmp_path, ["refine"])
+    lines = [json.loads(line) for line in (tmp_path / "job.scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert asked == ["one"] and {line["system"] for line in lines} == {"refine"}
+    with pytest.raises(SystemExit, match=r"job is not done by 'refined'.*refine"):
+        generation.run("job", "one", tmp_path, ["refined"])
+
+
+@pytest.mark.parametrize("name", ["loogle", "far"])
+def test_the_readings_of_a_document_are_settings_of_the_task(name):
+    job = generation.JOBS[name]
+    read = [task_from({**job.task, **settings}).model_dump()["reading"] for settings in job.ways.values()]
+    assert read == ["whole", "blocks", "blocks", "map-rerank"]
