@@ -40,7 +40,7 @@ def saying(monkeypatch, *answers):
 
     def write(self, messages, *rest):
         seen.append("\n".join(one["content"] for one in messages))
-        return Written(left.pop(0), "eos", 1, 0, 1)
+        return Written(left.pop(0), "eos", 1, 0, 1, -1.0)
 
     monkeypatch.setattr(Writer, "write", write)
     return seen

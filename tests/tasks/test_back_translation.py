@@ -33,7 +33,7 @@ def asked(monkeypatch):
     def write(self, messages, most, place, smaller=""):
         said.append((self.lm.source, messages[-1]["content"], most))
         text = messages[-1]["content"].rpartition("\n\n")[2]
-        return Written(text.upper(), "length" if "LAZY" in text else "eos", 1, 0, 1)
+        return Written(text.upper(), "length" if "LAZY" in text else "eos", 1, 0, 1, -1.0)
 
     monkeypatch.setattr(Writer, "write", write)
     return said
