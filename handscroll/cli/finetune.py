@@ -19,11 +19,14 @@ BESIDE_RECIPE = {"task", "out", "set", "show", "plan"}  # what may stand beside 
 def finetune(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="The task (docs/finetune.md lists them), or a TOML recipe.")],
-    model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a GGUF file or a hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint folder, a GGUF file, a hub id, or an adapter to go on with.")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="Training rows: CSV, TSV, JSON lines, Parquet, ...")] = None,
     valid: Annotated[list[str] | None, typer.Option(help="Held-out rows. [a tenth of --data]")] = None,
     test: Annotated[list[str] | None, typer.Option(help="Rows that are scored at the end.")] = None,
     second: Annotated[list[str] | None, typer.Option(help="Another data set of the task, scored at the end.")] = None,
+    adapter: Annotated[str, typer.Option(help="Adapter folder over MODEL: lora tunes it further, others merge.")] = "",
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/TASK]")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
     names: Names = "",
@@ -32,7 +35,7 @@ def finetune(
     skip_unfit: SkipUnfit = False,
     way: Annotated[str, typer.Option(help="What is trained: lora, full, head, last.")] = "lora",
     layers: Annotated[int, typer.Option(help="--way last: how many layers.")] = 0,
-    rank: Annotated[int, typer.Option(help="Rank of --way lora.")] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of --way lora. An adapter keeps its own.")] = 16,
     epochs: Annotated[float, typer.Option(help="How often each example is learned from.")] = 3.0,
     steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples of an update; no more than there are.")] = 32,
@@ -72,13 +75,15 @@ def finetune(
         rows |= more | {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
         rows |= {"encoding": encoding or None}
         values: dict[str, Any] = {"task": {"name": task}, "model": model, "data": rows, "tuning": how}
+        values["adapter"] = adapter
         for override in set_ or ():
             apply_override(values, override)
         how = values["tuning"]
-        if isinstance(how, dict) and how.get("way") != "lora":  # which --set may have changed
-            if "rank" in given_options(context):
+        if isinstance(how, dict):
+            ranked = "rank" in given_options(context)
+            if ranked and how.get("way") != "lora":  # which --set may have changed
                 raise ConfigError(f"--rank belongs to --way lora, not to --way {how.get('way')}: leave it out")
-            if not any(override.startswith("tuning.lora") for override in set_ or ()):
+            if not ranked and not any(override.startswith("tuning.lora") for override in set_ or ()):
                 how.pop("lora", None)
         recipe = TuningRecipe.parse(values, "finetune")
     folder = out or Path("runs") / (Path(task).stem if task.endswith(".toml") else task)

@@ -132,6 +132,13 @@ def adapt(model: Decoder, adapters: Sequence[Weighted]) -> Decoder:
     return model
 
 
+def whole_tensors(model: Model, adapter: Adapter) -> set[str]:
+    """The names, in a model that an adapter is over, of the tensors that the adapter holds whole."""
+    with torch.device("meta"):
+        places = _Places(family(model.config.family).build(model.config))
+    return {name for name, _ in places.whole(adapter)}
+
+
 def _same_head(wanted: HeadSpec, own: HeadSpec | None) -> bool:
     """Whether a model has a head already; PEFT's folders do not tell the names of the labels."""
     return own is not None and (own.kind, own.outputs) == (wanted.kind, wanted.outputs)
@@ -216,7 +223,7 @@ class _Places:
             for name, part in self._parts(entry, low, adapter):
                 own = changes.setdefault(name, _Changes())
                 (own.head if head else own.low).append(_update(self.model, name, part, weight))
-        for name, part in self._whole(adapter):
+        for name, part in self.whole(adapter):
             for one in named(name):
                 changes.setdefault(one, _Changes()).whole.append((part, weight))
         for module, (ids, vectors) in adapter.rows.items():
@@ -228,7 +235,7 @@ class _Places:
         for theirs, tensor in adapter.same.items():
             self._check_same(theirs, tensor, adapter)
 
-    def _whole(self, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    def whole(self, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by our names, each once."""
         taken: dict[str, Tensor] = {}
         for theirs, tensor in adapter.whole.items():
@@ -302,7 +309,7 @@ def _update(model: Decoder, name: str, low: LowRank, weight: float) -> Update:
         gain, b = weight * (factor - 1), factor.unsqueeze(1) * b
     if low.bias is not None:
         shift = weight * low.scale * low.bias.to(device)
-    return Update(a, b * weight, gain=gain, shift=shift)
+    return Update(a, b * weight, gain=gain, shift=shift, folded=low.scale)
 
 
 def _joined(updates: Sequence[Update]) -> Update | None:

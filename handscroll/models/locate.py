@@ -62,5 +62,6 @@ def _check_model(path: Path) -> None:
         base = read_json(path / ADAPTER).get("base_model_name_or_path") or "a base that it does not name"
         raise CheckpointError(
             f"{path} is an adapter, not a model: it changes {base}. Give that model, and the adapter with --adapter "
-            f"{path} (in Python: load(model, adapter=...))"
+            f"{path} (in Python: load(model, adapter=...)); a command without that option takes the folder that "
+            f"'handscroll export MODEL OUT --adapter {path}' writes"
         )

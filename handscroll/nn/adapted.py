@@ -16,7 +16,7 @@ AT_ONCE = 1 << 22  # numbers of a matrix that are widened at a time
 class Update(nn.Module):
     """The change of a matrix (N, D): A (R, D), B (N, R), and perhaps a gain and a shift (N,).
 
-    A and B are parameters in training and buffers otherwise.
+    A and B are parameters in training and buffers otherwise. `folded` is a scale that is in B already.
     """
 
     a: Tensor
@@ -25,10 +25,16 @@ class Update(nn.Module):
     shift: Tensor | None
 
     def __init__(
-        self, a: Tensor, b: Tensor, scale: float = 1.0, gain: Tensor | None = None, shift: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: float = 1.0,
+        gain: Tensor | None = None,
+        shift: Tensor | None = None,
+        folded: float = 1.0,
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.folded = scale, folded
         for name, tensor in (("a", a), ("b", b)):
             if isinstance(tensor, nn.Parameter):
                 setattr(self, name, tensor)

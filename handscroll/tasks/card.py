@@ -26,10 +26,11 @@ def card(record: Mapping[str, Any]) -> str:
     )
     tuning, best, trained = recipe["tuning"], record["best"], record["weights"]["trained"]
     chosen = f", whose loss on held-out examples was lowest ({best['loss']:.4f})" if best["loss"] is not None else ""
+    began = f" It began with the adapter {record['model']['adapter']}." if record["model"].get("adapter") else ""
     parts.append(
         f"## Training\n\nWay '{tuning['way']}': {trained:,} numbers were trained in {record['steps']:,} updates of "
         f"{tuning['batch']} examples ({record['tokens']:,} tokens). The weights are those of update "
-        f"{best['step'] or record['steps']:,}{chosen}.\n"
+        f"{best['step'] or record['steps']:,}{chosen}.{began}\n"
     )
     parts.append(f"Settings of the task:\n\n```json\n{json.dumps(task, indent=2, ensure_ascii=False)}\n```\n")
     parts.append(

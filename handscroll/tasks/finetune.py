@@ -18,9 +18,8 @@ from handscroll.data.table.write import plain
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.adapters import write_task
-from handscroll.models.locate import locate
-from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
+from handscroll.tasks.begin import Beginning, begun
 from handscroll.tasks.card import card
 from handscroll.tasks.examples import TrainingRows, encode, read_parts, to_score
 from handscroll.tasks.exposing import exposed
@@ -29,13 +28,13 @@ from handscroll.tasks.report import TUNED, Scores, write_page
 from handscroll.tasks.task import Example, Part, Prediction, Task
 from handscroll.tasks.ways import counted, prepare
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
-from handscroll.train.lora import merge_lora, save_adapter, stands_apart
+from handscroll.train.lora import LoRA, merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
 from handscroll.train.planned import Planned, planned
 from handscroll.train.regularise import Regularise
 from handscroll.train.run import Loop, Progress, Run, check_recipe, write_recipe
 from handscroll.train.schedule import Schedule
-from handscroll.train.start import trained_from, versions
+from handscroll.train.start import versions
 
 SHORTEST = 512  # tokens of a row, where no example is longer
 SCORED = ("valid", "test", "second")
@@ -83,11 +82,12 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)
     parts = _read(recipe, options)
-    lm = _loaded(recipe)
+    beginning = begun(recipe)
+    lm = beginning.lm
     task = recipe.task.settled(parts["train"].examples, lm)
     for part in parts.values():
         task.checked(part.examples)
-    lm = task.ready(lm, recipe.tuning.seed)
+    lm = beginning.ready(task, recipe.tuning.seed)
     if recipe.tuning.exposure:
         lm.model.spec.require("the exposure of training answers", one_text=True, forward=True, head=True)
     most = recipe.tuning.length or task.room(lm)
@@ -109,14 +109,16 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
     options.show(f"rows: {encoded['train'].account}")
     if words := task.in_words(encoded["train"].rows):
         options.show(words)
-    prepare(lm, recipe.tuning)
+    lora = prepare(lm, recipe.tuning, beginning.adapter)
+    if began := beginning.in_words():
+        options.show(f"adapter {began}")
     trained, numbers = weights = counted(lm.model)
     beside = ", beside quantised weights that stay as they are" if quantised(lm.model) else ""
     rate = f"{recipe.tuning.rate(lm.model.config.width):.2g}"
     options.show(
         f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}', learning rate {rate}){beside}"
     )
-    return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
+    return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights, beginning, lora))
 
 
 def _read(recipe: TuningRecipe, options: Options) -> dict[str, Part]:
@@ -150,14 +152,8 @@ class _Ready:
     parts: Mapping[str, Part]
     encoded: Mapping[str, TrainingRows]
     weights: tuple[int, int]  # numbers that are trained, and all
-
-
-def _loaded(recipe: TuningRecipe) -> LM:
-    lm = load(recipe.model, dtype="float32", weights=recipe.weights)
-    if quantised(lm.model):
-        return lm
-    check_weights(lm.model)
-    return trained_from(recipe.model, lm)
+    beginning: Beginning
+    lora: LoRA | None  # of way "lora"
 
 
 def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
@@ -171,10 +167,11 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    aside = {"threads": True, "tuning": {"memory", "force", "exposure"}, "data": {"licence"}}
+    aside = {"threads": True, "adapter": True, "tuning": {"memory", "force", "exposure"}, "data": {"licence"}}
     resolved = recipe.model_dump(mode="json", exclude=aside)
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
+    told |= ready.beginning.record()
     if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
         told["held-out rows"] = ready.encoded["valid"].fingerprint
     if begins := not options.only_plan:
@@ -218,10 +215,11 @@ def _finished(
     settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     lm = replace(ready.lm, task=settings.encode())
     ready = replace(ready, lm=lm, task=task)
-    apart = recipe.tuning.way == "lora" and not recipe.tuning.merge and (stands_apart(lm.model) or quantised(lm.model))
-    saved = folder / ("adapter" if apart else "model")
-    if apart:
-        save_adapter(lm.model, recipe.tuning.adapter, saved, str(locate(recipe.model).resolve()))
+    apart = not recipe.tuning.merge and (stands_apart(lm.model) or quantised(lm.model))
+    lora = ready.lora if apart else None
+    saved = folder / ("model" if lora is None else "adapter")
+    if lora is not None:
+        save_adapter(lm.model, lora, saved, str(ready.beginning.path.resolve()))
         write_task(lm.task, saved)
     else:
         if recipe.tuning.way == "lora":
@@ -264,7 +262,12 @@ def _record(
     return {
         "recipe": recipe.model_dump(mode="json") | {"task": ready.task.model_dump(mode="json")},
         "versions": versions(),
-        "model": {"source": recipe.model, "family": ready.lm.model.config.family, "context": ready.lm.context},
+        "model": {
+            "source": ready.beginning.base,
+            "adapter": ready.beginning.in_words(),
+            "family": ready.lm.model.config.family,
+            "context": ready.lm.context,
+        },
         "weights": {"trained": trained, "all": numbers},
         "reach": ready.task.reach(ready.lm.context),
         "tables": {
@@ -311,9 +314,8 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
     sizes = [len(row.tokens) for row in rows.rows]
     tokens = sum(sizes) / len(sizes) * batch * ready.task.rows_each
     longest = min(length, max(max(sizes), math.ceil(tokens)))
-    lora = tuning.adapter if tuning.way == "lora" else None
     changes: dict[str, Any] = {}
-    if lora is not None:
+    if (lora := ready.lora) is not None:
         changes = {"lora": lora.rank, "lora_targets": len(lora.targets), "tables": lora.tables}
     return Workload.parse(
         {

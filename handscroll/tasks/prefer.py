@@ -47,6 +47,7 @@ class Prefer(Task):
     name: ClassVar[str] = "prefer"
     summary: ClassVar[str] = "preferences between two answers (DPO)"
     rows_each: ClassVar[int] = 2
+    against_before: ClassVar[bool] = True
     preference: Preference = Setting(default=Preference(), description="how a margin becomes a loss")
     form: Form = Setting(default="auto", description="chat: by the model's template; plain: as plain text")
 

@@ -100,7 +100,10 @@ class Tuning(Config):
 
     way: Literal["full", "head", "last", "lora"] = "lora"
     layers: int = Field(default=0, ge=0, description="way 'last': how many")
-    lora: LoRA | None = Field(default=None, description="way 'lora'; rank 16 over attention by default")
+    lora: LoRA | None = Field(
+        default=None,
+        description="way 'lora'; by default as the adapter over the model is, or rank 16 over attention",
+    )
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False, description="how often each row is learned from")
     steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")
@@ -147,10 +150,15 @@ class Tuning(Config):
 
 
 class TuningRecipe(Config):
-    """A tuning run. `model` is a checkpoint folder, a GGUF file or a hub id; `weights` as in `handscroll.load`."""
+    """A tuning run. `model` is a checkpoint folder, a GGUF file or a hub id; `weights` as in `handscroll.load`.
+
+    `adapter` over it, or `model` where that is an adapter whose base is here, is tuned further by way "lora" and merged
+    by the others.
+    """
 
     task: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)]
     model: str
+    adapter: str = Field(default="", description="an adapter folder over the model")
     weights: Literal["", "float"] = Field(default="", description="float: dequantise the weights of a GGUF file")
     data: TaskData
     tuning: Tuning = Tuning()

@@ -86,6 +86,7 @@ class Task(Named):
 
     summary: ClassVar[str]
     rows_each: ClassVar[int] = 1  # training rows that belong together
+    against_before: ClassVar[bool] = False  # whether a model is measured against what it is without its updates
 
     @property
     @abstractmethod

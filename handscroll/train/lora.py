@@ -7,6 +7,7 @@ zero, so that training starts from the unchanged model.
 import json
 import math
 import re
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -19,16 +20,19 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
-from handscroll.models.adapters import merge
+from handscroll.models.adapters import merge, whole_tensors
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
-from handscroll.models.peft import CONFIG, HEAD, PREFIX, WEIGHTS
+from handscroll.models.peft import CONFIG, HEAD, PREFIX, WEIGHTS, Adapter
 from handscroll.models.table import family
-from handscroll.nn.adapted import Adapted, Update
+from handscroll.nn.adapted import Adapted, AdaptedTable, Update
 from handscroll.nn.quantised import Quantised
 
 TARGETS = ("query", "key", "value", "output")
 MLP_TARGETS = ("gate", "up", "down")
+HEADS = ("classifier.", "pooler.")
+WHOLE = r"^(classifier|pooler|projection)\.|norm|embedding"  # what is trained whole beside updates
+Frozen = Literal["float32", "bfloat16"]
 
 
 class LoRA(Config):
@@ -41,7 +45,7 @@ class LoRA(Config):
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[str, ...] = TARGETS
     tables: bool = False
-    frozen: Literal["float32", "bfloat16"] = "float32"
+    frozen: Frozen = "float32"
 
     @model_validator(mode="after")
     def _held(self):
@@ -78,15 +82,55 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     if wrong:
         allowed = ", ".join(sorted(known - {"projection"}))
         raise ConfigError(f"lora.targets: this model has no projection '{wrong[0]}'. Allowed: {allowed}")
-    generator, labelled = torch.Generator().manual_seed(seed), model.spec.head is not None
-    for name, parameter in model.named_parameters():
-        table = settings.tables and ("norm" in name or "embedding" in name)
-        parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
-        if settings.frozen == "bfloat16" and not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(seed)
+    tables = [name for name, _ in model.named_parameters() if "norm" in name or "embedding" in name]
+    _freeze(model, tables if settings.tables else (), settings.frozen)
     for name, module in layers:
         if name.rsplit(".", 1)[-1] in settings.targets:
             model.set_submodule(name, _fresh(module, settings.rank, settings.alpha / settings.rank, generator))
+
+
+def continue_lora(model: Model, adapter: Adapter, frozen: Frozen = "float32") -> LoRA:
+    """Freeze `model` and train on what its one adapter holds, in place: low-rank updates, heads, norms, tables.
+
+    Returns the settings of the adapter; of several ranks they have the highest, with its alpha.
+
+    Raises:
+        ConfigError: the adapter holds something that is not trained here.
+    """
+    held = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+    whole = whole_tensors(model, adapter)
+    others = sorted(name for name in whole if not re.search(WHOLE, name))
+    reasons = {
+        "it has no low-rank update of a projection": not held,
+        "it has DoRA's magnitudes": any(module.update.gain is not None for module in held.values()),
+        "it has biases of its updates": any(module.update.shift is not None for module in held.values()),
+        "it changes a token table or a head by updates or single tokens": any(re.search(WHOLE, f"{n}.") for n in held)
+        or any(isinstance(module, AdaptedTable) for module in model.modules()),
+        f"it holds '{next(iter(others), '')}' whole": bool(others),
+    }
+    if reason := next((words for words, applies in reasons.items() if applies), None):
+        raise ConfigError(
+            f"{adapter.folder} cannot be tuned further as it is, since {reason}; merge it into its base first "
+            f"(handscroll export {adapter.base or 'BASE'} OUT --adapter {adapter.folder}) and tune what was merged"
+        )
+    _freeze(model, whole, frozen)
+    for module in held.values():  # updates of a fused projection share one A
+        old = module.update
+        module.update = Update(nn.Parameter(old.a.clone()), nn.Parameter(old.b / old.folded), old.folded)
+    largest = max((module.update for module in held.values()), key=lambda update: len(update.a))
+    values = {"rank": len(largest.a), "alpha": largest.scale * len(largest.a), "frozen": frozen}
+    values["targets"] = tuple(sorted({name.rpartition(".")[2] for name in held}))
+    values["tables"] = any(not name.startswith(HEADS) for name in whole)
+    return LoRA.parse(values, f"adapter {adapter.folder}")
+
+
+def _freeze(model: Model, trained: Collection[str], frozen: Frozen) -> None:
+    """Train the named parameters and a head alone; the others get the dtype `frozen`, if that is a narrower one."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained or (model.spec.head is not None and name.startswith(HEADS)))
+        if frozen == "bfloat16" and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def merge_lora(model: Model) -> None:
@@ -98,13 +142,15 @@ def merge_lora(model: Model) -> None:
 def stands_apart(model: Model) -> bool:
     """Whether PEFT can load what was trained without the base weights. Otherwise updates can only be merged.
 
-    It can if other libraries know the family, and it stores each adapted projection and each tensor that was trained
-    whole (a head, the tables) as its own tensor.
+    It can if other libraries know the family, and `save_adapter` can write it.
     """
-    kind = family(model.config.family)
-    known = {entry.ours[0] for entry in _fitting(kind.entries(model.config))}
-    updated = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
-    return not kind.own and updated | _whole(model).keys() <= known
+    return not family(model.config.family).own and can_save(model)
+
+
+def can_save(model: Model) -> bool:
+    """Whether the family stores each adapted projection and each tensor that was trained whole as its own tensor."""
+    known = {entry.ours[0] for entry in _fitting(family(model.config.family).entries(model.config))}
+    return {f"{name}.weight" for name in _adapted(model)} | _whole(model).keys() <= known
 
 
 def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
@@ -129,11 +175,11 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
         return entries[name]
 
     tensors: dict[str, Tensor] = {}
-    modules: set[str] = set()
+    modules: dict[str, Update] = {}
     for name, module in model.named_modules():
         if isinstance(module, Adapted):
             theirs = foreign(f"{name}.weight").theirs.removesuffix(".weight")
-            modules.add(theirs)
+            modules[theirs] = module.update
             tensors[f"{theirs}.lora_A.weight"] = module.update.a
             tensors[f"{theirs}.lora_B.weight"] = module.update.b
     whole: set[str] = set()
@@ -143,13 +189,16 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
             stored = parameter.T if entry.transposed and parameter.dim() == 2 else parameter
             tensors[theirs] = stored if theirs == entry.theirs else stored.clone()  # a file holds no number twice
             whole.add(theirs.rpartition(".")[0])
+    alphas = {name: one.scale * len(one.a) for name, one in modules.items()}
     config = {
         "peft_type": "LORA",
         "task_type": _task_type(model),
         "base_model_name_or_path": base,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
-        "target_modules": _targets(modules, {entry.theirs.removesuffix(".weight") for entry in entries.values()}),
+        "rank_pattern": {name: len(one.a) for name, one in modules.items() if len(one.a) != settings.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if not math.isclose(alpha, settings.alpha)},
+        "target_modules": _targets(set(modules), {entry.theirs.removesuffix(".weight") for entry in entries.values()}),
         "modules_to_save": sorted(whole) or None,
         "lora_dropout": 0.0,
         "bias": "none",
@@ -178,7 +227,10 @@ def _targets(adapted: set[str], every: set[str]) -> list[str]:
     """What PEFT calls the adapted modules: their last names, or as much of them as tells them from others."""
     others = {name.rpartition(".")[2] for name in every - adapted}
     short = {name: name.rpartition(".")[2] for name in adapted}
-    return sorted({last if last not in others else re.split(r"\.\d+\.", name)[-1] for name, last in short.items()})
+    inner = {name: re.split(r"\.\d+\.", name)[-1] for name in every}
+    elsewhere = {inner[name] for name in every - adapted}  # only some layers are adapted
+    longer = {name: name if inner[name] in elsewhere else inner[name] for name in adapted}
+    return sorted({last if last not in others else longer[name] for name, last in short.items()})
 
 
 def _task_type(model: Model) -> str | None:
