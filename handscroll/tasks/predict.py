@@ -65,11 +65,10 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
         return lm, settled
     own = lm.model
     if settled.ready(lm, 0).model is not own:  # a head was drawn, of which nothing was learned
-        prompts = type(settled).prompted is not Task.prompted
         raise ConfigError(
             f"{source} was not tuned for the task '{settled.name}': its head would be drawn at random. Tune it first "
-            f"(handscroll finetune {settled.name} {source} --data FILE)"
-            + (", or ask a model that writes text with examples in its prompt (--shots N)" if prompts else "")
+            f"(handscroll finetune {settled.name} {source} --data FILE), or ask a model that writes text as it is, with "
+            "examples in its prompt (--shots N) or without any (--shots 0)"
         )
     return lm, settled
 

@@ -393,9 +393,8 @@ def test_a_run_without_rows_to_score_is_finished(tmp_path):
 @pytest.mark.parametrize("name, more", [("classify", {"labels": ("bad", "good")}), ("regress", {}), ("extract", {})])
 def test_a_model_without_a_head_for_the_task_predicts_nothing(tmp_path, name, more):
     model = tiny(tmp_path / "bert")
-    with pytest.raises(ConfigError, match=naming(name, "finetune")) as found:
+    with pytest.raises(ConfigError, match=naming(name, "finetune", "--shots")):
         load_tuned(model, {"name": name, **more})
-    assert ("--shots" in str(found.value)) == (name == "classify")  # the others are not done by prompting
 
 
 def test_a_classifier_whose_labels_nobody_names_predicts_nothing(tmp_path):
