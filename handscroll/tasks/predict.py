@@ -67,8 +67,8 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
     if settled.ready(lm, 0).model is not own:  # a head was drawn, of which nothing was learned
         raise ConfigError(
             f"{source} was not tuned for the task '{settled.name}': its head would be drawn at random. Tune it first "
-            f"(handscroll finetune {settled.name} {source} --data FILE), or ask a model that writes text as it is, with "
-            "examples in its prompt (--shots N) or without any (--shots 0)"
+            f"(handscroll finetune {settled.name} {source} --data FILE), or ask a model that writes text as it is, "
+            "with examples in its prompt (--shots N) or without any (--shots 0)"
         )
     return lm, settled
 
