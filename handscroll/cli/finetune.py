@@ -69,7 +69,8 @@ def finetune(
             raise ConfigError("give a MODEL and its training rows: handscroll finetune TASK MODEL --data FILE")
         how = {"way": way, "layers": layers, "epochs": epochs, "steps": steps, "batch": batch, "length": length}
         how |= {"lr": lr, "precision": precision, "seed": seed, "force": force}
-        how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
+        ranked = "rank" in given_options(context)
+        how["lora"] = {"rank": rank} if ranked else {}
         rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
         more = {"second": tuple(second or ()), "columns": given_columns(map_ or ()), "too_long": too_long}
         rows |= more | {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
@@ -80,11 +81,10 @@ def finetune(
             apply_override(values, override)
         how = values["tuning"]
         if isinstance(how, dict):
-            ranked = "rank" in given_options(context)
             if ranked and how.get("way") != "lora":  # which --set may have changed
                 raise ConfigError(f"--rank belongs to --way lora, not to --way {how.get('way')}: leave it out")
-            if not ranked and not any(override.startswith("tuning.lora") for override in set_ or ()):
-                how.pop("lora", None)
+            if how.get("lora") == {}:
+                how.pop("lora")
         recipe = TuningRecipe.parse(values, "finetune")
     folder = out or Path("runs") / (Path(task).stem if task.endswith(".toml") else task)
     with bar("tuning", None) as advance:

@@ -109,7 +109,7 @@ class Answer(Generative):
                 part, earlier = parts[question][number][0], said[question]
                 messages = framed(self.asked(part))
                 new = writer.write(messages, self.max_tokens, example.place, self.smaller)
-                if all(new.score > one.score for one in earlier):
+                if _best([*earlier, new]) == len(earlier):
                     truths[question] = self._surprise(writer, part, messages)
                 earlier.append(new)
         found = list[Prediction]()
@@ -122,7 +122,7 @@ class Answer(Generative):
         self, tokenizer: Tokenizer, example: Example, reads: Sequence[Sequence[Piece]], said: Sequence[Written]
     ) -> Prediction:
         """The answer of the highest score, the earliest of equals, and what was read and said for it."""
-        document, best = example["document"], max(range(len(said)), key=lambda number: said[number].score)
+        document, best = example["document"], _best(said)
         text, told = said[best].text.strip(), [one.counts["tokens"] for one in said]
         tokens = {name: sum(one[name] for one in told) for name in told[0]}
         tokens["document"] = len(tokenizer.encode(document, special=False))
@@ -145,6 +145,11 @@ class Answer(Generative):
         best = sorted(Similar([one.text for one in cut]).best(example["question"], self.blocks))
         read = [cut[number] for number in best]
         return [(_holding(example, read), read)]
+
+
+def _best(said: Sequence[Written]) -> int:
+    """Which answer has the highest score; one without a word is behind all others."""
+    return max(range(len(said)), key=lambda number: (bool(said[number].text.strip()), said[number].score))
 
 
 def _holding(example: Example, read: Sequence[Piece]) -> Example:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from pydantic import Field as Setting
 
-from handscroll.base.errors import DataError
 from handscroll.data.table.fields import Field
 from handscroll.tasks.generative import Framed, Generative
 from handscroll.tasks.task import Example, Prediction
@@ -22,12 +21,13 @@ RANGES = {"en": " The numbers lie between {low} and {high}.", "zh": "数字在{l
 WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # commas may stand between thousands
 NUMBER = re.compile(rf"(?:(?<![a-z0-9)])[-+])?(?:{WHOLE}(?:\.\d+)?|(?<!\w)\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 NONE_SAID = "no number was said: the mean of the examples stands for it"
+NOTHING = "no number was said, and without examples no mean stands for it"
 
 
 class AskedNumber(Generative):
     """A question about a text that a number answers. An example holds both: `question` and `number`, as a text.
 
-    Where no number is said, `fallback` stands for it, and the prediction says so (`note`).
+    Where no number is said, `fallback` stands for it, or nothing, and the prediction says so (`note`).
     """
 
     name: ClassVar[str] = "regress"
@@ -45,22 +45,12 @@ class AskedNumber(Generative):
         return example["text"]
 
     def predicted(self, writer: Writer, example: Example, framed: Framed) -> Prediction:
-        """
-        Raises:
-            DataError: no number is said, and nothing stands for it.
-        """
         answer = super().predicted(writer, example, framed)
         more = {"said": answer.output, **answer.more}
         number = number_in(answer.output)
         if number is not None:
             return Prediction(number, more)
-        if self.fallback is None:
-            raise DataError(
-                f"{example.place}: the model said {answer.output!r}, which holds no number, and without examples no "
-                "mean stands for it: give examples (--shots N --examples FILE), say in task.prompt which number is "
-                "meant, or tune a model (handscroll finetune regress)"
-            )
-        return Prediction(self.fallback, {**more, "note": NONE_SAID})
+        return Prediction(self.fallback, {**more, "note": NOTHING if self.fallback is None else NONE_SAID})
 
 
 def question(text: str, template: str, language: str, numbers: Sequence[float]) -> str:

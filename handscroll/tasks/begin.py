@@ -16,6 +16,7 @@ from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import quantised
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.task import Task
+from handscroll.tasks.tuned import tuned_folder
 from handscroll.train.start import trained_from
 
 
@@ -48,7 +49,8 @@ class Beginning:
         if not self.over:
             return {}
         weights = [hashlib.sha256((one.folder / WEIGHTS).read_bytes()).hexdigest() for one in self.over]
-        return {"begins with": {"base": self.base, "adapter": _names(self.over), "weights": weights}}
+        places = [str(one.folder.resolve()) for one in self.over]
+        return {"begins with": {"base": self.base, "adapters": places, "weights": weights}}
 
     def ready(self, task: Task, seed: int) -> LM:
         """The model with the head that the task needs.
@@ -61,7 +63,8 @@ class Beginning:
         if self.over and lm.model is not own and head is not None and head.kind != "none":
             raise ConfigError(
                 f"{_names(self.over)} over {self.base} has a head for {_said(head)}, and the task '{task.name}' needs "
-                f"one for {_said(lm.model.spec.head)}: give rows that fit the head, or tune a model without it"
+                f"one for {_said(lm.model.spec.head)}: give rows that fit the head, name its labels in order "
+                "(--set 'task.labels=[...]'), or tune a model without it"
             )
         return lm
 
@@ -72,7 +75,8 @@ def begun(recipe: TuningRecipe) -> Beginning:
     Raises:
         CheckpointError, ConfigError: it cannot be loaded, or the adapter cannot be tuned further or merged.
     """
-    base, over = over_base(recipe.model, weighted(recipe.adapter or None))
+    model, given = (str(tuned_folder(one) or one) if one else one for one in (recipe.model, recipe.adapter))
+    base, over = over_base(model, weighted(given or None))
     lm = load(base, dtype="float32", weights=recipe.weights, adapter=[(one.folder, one.weight) for one in over])
     adapter = _further(recipe, over, str(base)) if over and recipe.tuning.way == "lora" else None
     if adapter is None and over:

@@ -169,6 +169,8 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     workload = _workload(recipe, ready, length, steps, batch)
     aside = {"threads": True, "adapter": True, "tuning": {"memory", "force", "exposure"}, "data": {"licence"}}
     resolved = recipe.model_dump(mode="json", exclude=aside)
+    if ready.lora is not None:
+        resolved["tuning"]["lora"] = ready.lora.model_dump(mode="json")
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
     told |= ready.beginning.record()

@@ -102,6 +102,8 @@ def prompting_of(task: Task, data: TaskData, asked: Asked) -> Prompting:
     if asked.examples:
         table = read_table(asked.examples, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
         examples = task.read(table, data.columns, data.skip_unfit).examples
+        if data.skip_unfit:  # an example teaches nothing that does not tell what is right
+            examples = tuple(one for one in examples if task.taught(one))
     notes = notes_of(read_table(asked.profile)) if asked.profile else {}
     encoder = load(asked.encoder) if asked.encoder else None
     return Prompting(asked.shots, examples, asked.choose, notes, encoder, asked.seed, asked.store)

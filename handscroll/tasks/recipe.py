@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from handscroll.base.config import Config
 from handscroll.tasks.task import Task, task_from
-from handscroll.train.lora import TARGETS, LoRA
+from handscroll.train.lora import LoRA
 from handscroll.train.step import Memory
 
 
@@ -136,7 +136,9 @@ class Tuning(Config):
 
     @property
     def adapter(self) -> LoRA:
-        return self.lora or LoRA(rank=16, alpha=32.0, targets=TARGETS)
+        """The settings of a new low-rank update: rank 16 and twice the rank as alpha, unless they are given."""
+        given = {} if self.lora is None else self.lora.model_dump(exclude_unset=True)
+        return LoRA.parse({"rank": 16, "alpha": 2.0 * given.get("rank", 16), **given}, "tuning.lora")
 
     def rate(self, width: int) -> float:
         """The learning rate: `lr`, or what suits a model of this width.

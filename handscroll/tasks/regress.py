@@ -107,7 +107,7 @@ class Regress(Headed):
         """A number is asked for (`asked_number.py`), in the range of the examples unless they are chosen by user.
 
         Raises:
-            DataError: an example without a number, or none is said where there are no examples.
+            DataError: an example without a number.
         """
         known = [self._known(one) for one in prompting.examples]
         mean = sum(known) / len(known) if known else None
@@ -134,6 +134,12 @@ class Regress(Headed):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
         wanted, given = [self._known(example) for example in examples], [one.output for one in predictions]
+        if lacking := [one.place for one, number in zip(examples, given, strict=True) if number is None]:
+            raise DataError(
+                f"{lacking[0]}: the model said no number ({len(lacking):,} rows have none), so there is no score: give "
+                "examples, whose mean stands for it (--shots N --examples FILE), say in task.prompt which number is "
+                "meant, or tune a model (handscroll finetune regress)"
+            )
         varied = len(set(wanted)) > 1 and len(set(given)) > 1  # a constant has no correlation
         return measure(["pearson", "spearman", "rmse"] if varied else ["rmse"], wanted, given)
 

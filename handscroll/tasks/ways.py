@@ -1,5 +1,7 @@
 """Which weights of a model are trained: all of them, the head, the last layers, or low-rank updates."""
 
+import math
+
 from torch import nn
 
 from handscroll.base.errors import ConfigError
@@ -57,7 +59,11 @@ def _continued(model: Model, tuning: Tuning, adapter: Adapter) -> LoRA:
     wanted, own = asked.model_dump(exclude_unset=True), settings.model_dump()
     if "targets" in wanted:
         wanted["targets"] = tuple(sorted(wanted["targets"]))
-    wrong = [f"{name} = {value} (the adapter: {own[name]})" for name, value in wanted.items() if value != own[name]]
+    wrong = [
+        f"{name} = {value} (the adapter: {own[name]})"
+        for name, value in wanted.items()
+        if value != own[name] and not (name == "alpha" and math.isclose(value, own[name]))
+    ]
     if wrong:
         raise ConfigError(
             f"tuning.lora: {', '.join(wrong)}. {adapter.folder} is tuned further in its own form: leave tuning.lora "

@@ -62,7 +62,7 @@ def test_an_adapter_is_tuned_further_in_its_own_form_with_its_head(tmp_path, fir
     (told,) = [str(line) for line in shown if str(line).startswith("adapter ")]
     assert str(adapter) in told and str(base) in told and "rank 4" in told
     began = json.loads((tmp_path / "run" / "recipe.json").read_text())["begins with"]
-    assert (began["base"], began["adapter"]) == (str(base), str(adapter))
+    assert (began["base"], began["adapters"]) == (str(base), [str(adapter)])
     card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert f'base_model: "{base}"' in card and f"began with the {told}" in card
     again, task = load_tuned(tmp_path / "run")
@@ -128,6 +128,28 @@ def test_the_base_may_be_named_beside_the_adapter(tmp_path, first):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [["--rank", "4"], ["--set", "tuning.lora.rank=4"], ["--set", 'tuning.lora.targets=["query","value"]']],
+)
+def test_the_command_asks_for_no_setting_that_nobody_gave(tmp_path, first, given):
+    _, data, adapter = first
+    run = str(adapter.parent)  # the folder of a run stands for what came of it
+    told = ["finetune", "classify", run, "--data", str(data), "--out", str(tmp_path / "run"), "--plan", *given]
+    found = CliRunner().invoke(app, told)
+    assert found.exit_code == 0, (found.output, found.exception)
+
+
+def test_a_run_goes_on_whether_its_rank_is_written_or_not(tmp_path, first):
+    base, data, _ = first
+    told = ["finetune", "classify", str(base), "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "1"]
+    for more in (["--rank", "16"], [], ["--set", "tuning.lora.rank=16"]):
+        found = CliRunner().invoke(app, [*told, *more])
+        assert found.exit_code == 0, (found.output, found.exception)
+    written = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"]) == (16, 32.0)
+
+
+@pytest.mark.parametrize(
     "tuning, more, words",
     [
         ({"lora": {"rank": 8}}, {}, ("rank = 8", "the adapter: 4", "tuning.lora")),
@@ -151,7 +173,7 @@ def test_what_contradicts_the_adapter_is_refused(tmp_path, first, tuning, more, 
 def test_settings_that_the_adapter_has_too_are_accepted(tmp_path, first):
     _, data, adapter = first
     shown = []
-    how = LORA | {"lora": {"rank": 4, "targets": ("value", "query")}}
+    how = LORA | {"lora": {"rank": 4, "alpha": 6.0 + 1e-12, "targets": ("value", "query")}}
     finetune(recipe(adapter, data, how), tmp_path / "run", Options(only_plan=True, show=shown.append))
     assert any("rank 4" in str(line) for line in shown)
 

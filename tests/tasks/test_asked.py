@@ -12,9 +12,10 @@ from handscroll.tasks.asked_number import number_in, question
 from handscroll.tasks.classify import Classify
 from handscroll.tasks.complete import Complete
 from handscroll.tasks.extract import Extract
-from handscroll.tasks.predict import Predicted
+from handscroll.tasks.predict import Asked, Predicted, predict
 from handscroll.tasks.prefer import Prefer
 from handscroll.tasks.prompting import Prompting
+from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.regress import Regress
 from handscroll.tasks.task import Example, Part, task_from
 from handscroll.tasks.writer import Writer, Written
@@ -86,10 +87,27 @@ def test_nothing_of_other_users_numbers_enters_a_prompt(lm, monkeypatch):
     assert "quick" in seen[0] and "4.5" not in seen[0]
 
 
-def test_without_examples_an_answer_without_a_number_is_refused(lm, monkeypatch):
-    saying(monkeypatch, "sorry")
-    with pytest.raises(DataError, match=r"row 1: the model said 'sorry'.*--shots N"):
-        Regress().prompted(lm, [Example("row 1", {"text": "a"})], Prompting())
+def test_examples_that_teach_nothing_are_no_shots(lm, monkeypatch, tmp_path):
+    seen = saying(monkeypatch, "fox")
+    pool = [
+        {"context": SAID, "question": "Who jumps?", "answers": []},
+        {"context": "a b", "question": "?", "answers": "b"},
+    ]
+    data = lines(tmp_path / "rows.jsonl", [{"context": SAID, "question": "Who?", "answers": "fox"}])
+    asked = Asked(1, (str(lines(tmp_path / "pool.jsonl", pool)),))
+    with pytest.raises(DataError, match="no answer"):
+        predict(lm, Extract(), TaskData(train=(str(data),)), asked=asked)
+    found = predict(lm, Extract(), TaskData(train=(str(data),), skip_unfit=True), asked=asked)
+    assert found.predictions[0].output == "fox" and "a b" in seen[-1] and "Who jumps?" not in seen[-1]
+
+
+def test_without_examples_an_answer_without_a_number_has_none_and_there_is_no_score(lm, monkeypatch):
+    saying(monkeypatch, "sorry", "3")
+    examples = [Example(f"row {n}", {"text": "a", "number": 2.0}) for n in (1, 2)]
+    found = Regress().prompted(lm, examples, Prompting())
+    assert [one.output for one in found] == [None, 3.0] and "no number" in found[0].more["note"]
+    with pytest.raises(DataError, match=r"row 1: the model said no number \(1 rows have none\).*--shots N"):
+        Regress().score(examples, found)
     with pytest.raises(DataError, match="no number"):
         Regress().prompted(lm, [], Prompting(1, [Example("row 1", {"text": "a"})]))
     with pytest.raises(ConfigError, match=r"does not name \{text\}"):

@@ -11,7 +11,7 @@ from handscroll.tasks.finetune import finetune
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.task import task_from
-from handscroll.tasks.writer import Writer
+from handscroll.tasks.writer import Writer, Written
 from handscroll.text.pieces import pieces
 from tests.tasks.chats import lines, saved, talker
 
@@ -135,3 +135,11 @@ def test_such_a_reading_is_not_trained(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="map-rerank"):
         task_from({"name": "answer", "reading": "rerank"})
+
+
+def test_an_answer_without_a_word_is_behind_all_others(lm, monkeypatch):
+    count = len(pieces(DOCUMENT, lm.tokenizer, BLOCK))
+    said = iter([Written("red" if at == 1 else " ", "eos", 1, 0, 1, -8.0 if at == 1 else -0.1) for at in range(count)])
+    monkeypatch.setattr(Writer, "write", lambda *given: next(said))
+    [found] = TASK.predict(lm, examples(questions=QUESTIONS[:1]))
+    assert found.output == "red" and len(found.more["answers"]) == count > 2

@@ -87,10 +87,10 @@ def clean(table: Table, columns: Sequence[str], how: Cleaning, private: Sequence
         table = _without_personal(table, private or columns, how.regions)
     if how.space:
         table = _changed(table, columns, "rows with blanks folded", folded)
-    if how.ids:
-        table = distinct_ids(table, how.ids, skip=True)
     if how.empty:
         table = table.keep(lambda record: _full(record.get(columns[0])), "empty texts")
+    if how.ids:
+        table = distinct_ids(table, how.ids, skip=True)
     if how.copies or how.near is not None:
         table = without_copies(table, columns[0], how.near)
     return table

@@ -117,8 +117,9 @@ def distinct_ids(table: Table, column: str = "id", skip: bool = False) -> Table:
 def repeated_ids(records: Sequence[Record], column: str = "id") -> list[tuple[int, int]]:
     """(row, first row with the same id) for every row that repeats an earlier one's; rows without an id do not."""
     first: dict[str, int] = {}
-    names = (json.dumps(record.get(column), default=str) for record in records)
-    return [(at, first[name]) for at, name in enumerate(names) if first.setdefault(name, at) != at and name != "null"]
+    ids = [record.get(column) for record in records]
+    names = {at: json.dumps(one, default=str) for at, one in enumerate(ids) if one is not None and str(one).strip()}
+    return [(at, first[name]) for at, name in names.items() if first.setdefault(name, at) != at]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Source:
 
 def account_of(file: Path) -> Path:
     """Where the account of a file of rows stands, if it has one."""
-    return file.with_suffix(ACCOUNT)
+    return file.with_name(file.name + ACCOUNT)
 
 
 def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
@@ -70,6 +70,8 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
         matching = named(here)
         _note(matching.apart, step)
         for file in matching.files:
+            if file.name.endswith(ACCOUNT) and len(matching.files) > 1:
+                continue
             if file.suffix.lower() == ARCHIVE:
                 found += _archive(file, split, step)
             else:

@@ -89,7 +89,7 @@ def _say_account(file: Path, count: int, step: Ledger) -> None:
     try:
         before = json.loads(account_of(file).read_bytes())["account"]
         told = [f"{one['reason']}: {one['count']:,}" for kind in ("left_out", "repaired") for one in before[kind]]
-        read, kept = before["read"], before["kept"]
+        read, kept = int(before["read"]), int(before["kept"])
     except FileNotFoundError:
         return
     except (OSError, ValueError, LookupError, TypeError) as error:

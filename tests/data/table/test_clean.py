@@ -108,22 +108,32 @@ def test_a_table_tells_rows_that_share_an_id(tmp_path):
     assert [(one.reason, one.count) for one in made.account.left_out] == [("rows with the id of an earlier row", 1)]
 
 
+def test_rows_without_an_id_share_none_and_an_empty_row_takes_no_id(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("id,text\n,one\n ,two\n7,\n7,four\n7,five\n", encoding="utf-8")
+    table = read_table(file)
+    assert "which stay: 2 " in table.account.notes[0]
+    made = clean(table, ["text"], Cleaning(empty=True, ids="id"))
+    assert [record.get("text") for record in made] == ["one", "two", "four"]
+
+
 def test_the_account_of_a_cleaning_goes_with_its_rows(tmp_path):
     given = tmp_path / "given.csv"
     given.write_text("id,text\n1,a  b\n1,a b\n2,\n3,c\n", encoding="utf-8")
     out = tmp_path / "clean" / "rows.jsonl"
     run("data", "clean", given, "--out", out, "--space", "--empty", "--ids", "id")
-    told = json.loads((tmp_path / "clean" / "rows.account.json").read_text(encoding="utf-8"))
+    told = json.loads((tmp_path / "clean" / "rows.jsonl.account.json").read_text(encoding="utf-8"))
     assert told["files"] == [str(given)] and told["cleaning"]["ids"] == "id"
-    for place in (out, out.parent):  # the folder too: an account is no table
+    assert read_table(given).account.notes == read_table(given).account.notes[:1], "that of another file is not told"
+    for place in (out, out.parent, out.parent / "*"):  # an account is no table
         [note] = read_table(place).account.notes
         assert note == (
-            f"{out}: cleaned before, 4 rows read, 2 kept; rows with the id of an earlier row: 1; empty texts: 1; rows "
+            f"{out}: cleaned before, 4 rows read, 2 kept; empty texts: 1; rows with the id of an earlier row: 1; rows "
             "with blanks folded: 1"
         )
     out.write_text(out.read_text(encoding="utf-8") + '{"text": "more"}\n', encoding="utf-8")
     assert read_table(out).account.notes == (f"{out}: 2 rows were written and 3 are there; it was changed since",)
-    (tmp_path / "clean" / "rows.account.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "clean" / "rows.jsonl.account.json").write_text("[]", encoding="utf-8")
     assert "the account of rows.jsonl cannot be read" in read_table(out).account.notes[0]
 
 
