@@ -18,6 +18,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -224,13 +225,11 @@ def run(name: str, source: str, folder: Path, only: Sequence[str] = ()) -> None:
         systems[f"{job.shots}-shot"] = keep(f"{job.shots}-shot", lambda: task.prompted(lm, tests, near))
     if recipe is not None:
         systems["tuned"] = keep("tuned", lambda: _tuned(name, recipe, folder, tests), recipe=recipe)
-    last = list(systems)[-1]
-    for other, found in systems.items():
-        if other != last:
-            both = [_flat(task, tests, one) for one in (systems[last], found)]
-            metric = task.metrics[0]
-            made = compare([metric], both[0][0], both[0][1], both[1][1], Settings(language=task.language))
-            _say(f"{name}: {last} - {other}, {metric}: {made[metric]}")
+    for (other, before), (one, found) in combinations(systems.items(), 2):
+        both = [_flat(task, tests, said) for said in (found, before)]
+        metric = task.metrics[0]
+        made = compare([metric], both[0][0], both[0][1], both[1][1], Settings(language=task.language))
+        _say(f"{name}: {one} - {other}, {metric}: {made[metric]}")
 
 
 def _recipe(name: str, source: str, folder: Path) -> dict[str, Any]:
