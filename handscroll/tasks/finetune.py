@@ -167,7 +167,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    aside = {"threads": True, "adapter": True, "tuning": {"memory", "force", "exposure"}, "data": {"licence"}}
+    aside = {"threads": True, "adapter": True, "tuning": {"memory", "force", "exposure", "keep"}, "data": {"licence"}}
     resolved = recipe.model_dump(mode="json", exclude=aside)
     if ready.lora is not None:
         resolved["tuning"]["lora"] = ready.lora.model_dump(mode="json")
@@ -184,7 +184,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
         return Tuned(lm, task, None, {}, folder)
     write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
-    settings |= {"save_every": max(1, min(200, each))}
+    settings |= {"save_every": max(1, min(200, each)), "keep": tuning.keep}
     if "valid" in ready.encoded:
         every = max(1, min(steps, each // tuning.validations))
         settings |= {"evaluate_every": every, "patience": tuning.patience or steps + 1}  # the best weights are kept
@@ -334,6 +334,7 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
             "threads": recipe.threads,
             "stored": kept_bytes(ready.lm.model) if quantised(ready.lm.model) else 0,
             "best": "valid" in ready.encoded,
+            "keep": tuning.keep,
             **changes,
             **{name: getattr(tuning.memory, name) for name in MEMORY},
         },

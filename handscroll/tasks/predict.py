@@ -13,6 +13,7 @@ from handscroll.data.table.read import read_table
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.weights import TASK, read_json
+from handscroll.tasks.at_step import at_step, run_of
 from handscroll.tasks.examples import drawn
 from handscroll.tasks.prompting import Choose, Prompting, notes_of
 from handscroll.tasks.recipe import TaskData
@@ -50,11 +51,18 @@ class Predicted:
 def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> tuple[LM, Task]:
     """A model and its task: that for which it was tuned (`model/`, `adapter/` or the run folder that holds one).
 
-    With `prompted` the model is asked as it is, and gets no head for the task.
+    A checkpoint of a tuning run, such as `RUN/step-000200`, is the model as it was then. With `prompted` the model is
+    asked as it is, and gets no head for the task.
 
     Raises:
         ConfigError: the folder does not say for which task, and none is given; or the model has no head for the task.
     """
+    if run_of(source) is not None:
+        if task is not None or prompted:
+            raise ConfigError(
+                f"{source} is a checkpoint of a run, which has its own task: leave --task and --shots out"
+            )
+        return at_step(source)
     folder = tuned_folder(source)
     known = (folder or Path(source)) / TASK
     if task is None and folder is None:

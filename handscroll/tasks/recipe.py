@@ -118,6 +118,7 @@ class Tuning(Config):
     patience: int = Field(default=0, ge=0, description="validations without a better loss before it stops; 0: never")
     validations: int = Field(default=1, ge=1, description="validations in an epoch")
     seed: int = Field(default=0, ge=0)
+    keep: int = Field(default=2, ge=2, description="checkpoints of the run that are kept, the newest ones")
     exposure: int = Field(default=0, ge=0, description="training answers with a number whose exposure the card tells")
     merge: bool = Field(default=False, description="write a whole model instead of an adapter")
     force: bool = Field(default=False, description="start even if the planner expects that it will not fit")

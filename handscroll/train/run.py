@@ -131,7 +131,7 @@ class Run:
             )
 
     def _trainable(self):
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return trainable(self.model)
 
     def remembered(self) -> dict[str, Tensor]:
         """The segment memory of the recurrent strategy. It is empty for exact strategies."""
@@ -238,11 +238,7 @@ class Run:
             self.progress.best_loss = None
 
     def _take(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trainable():
-                if name not in tensors["model"] or tensors["model"][name].shape != parameter.shape:
-                    raise CheckpointError(f"{folder} is of another model: tensor '{name}' is missing or misshapen")
-                assign(parameter, tensors["model"][name])
+        take_weights(self.model, folder, tensors["model"])
         for name, optimizer in self.optimizers.items():
             restore_optimizer(optimizer, tensors[name], state["optimizers"][name], place=like)
         parameters = dict(self._trainable())
@@ -256,6 +252,24 @@ class Run:
             self.step.strategy.restore(tensors.get("memory", {}), self.model.device)
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(_fitting(state["rng"], folder))
+
+
+def trainable(model: Decoder) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that get a gradient, with their names; a checkpoint holds these alone."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def take_weights(model: Decoder, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Put the weights of the checkpoint in `folder` into the parameters that get a gradient.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise CheckpointError(f"{folder} is of another model: tensor '{name}' is missing or misshapen")
+            assign(parameter, tensors[name])
 
 
 def _fitting(rng: dict[str, Any], folder: Path) -> dict[str, Any]:

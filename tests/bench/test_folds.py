@@ -19,12 +19,13 @@ def bench(monkeypatch, tmp_path):
     (data / "cls_en").mkdir(parents=True)
     words = [f"{name} number {number} {'x' * number}" for number in range(30) for name in ("who", "where")]
     lines = [f"{'HUM' if text.startswith('who') else 'LOC'}\t{text}\n" for text in words]
-    (data / "cls_en" / "trec_train.tsv").write_text("".join(lines), encoding="utf-8")
+    for name in ("trec", "sst2"):
+        (data / "cls_en" / f"{name}_train.tsv").write_text("".join(lines), encoding="utf-8")
     learned = []
 
     def tuning(options, way, seed, folder, train, test):
         learned.append(rows(train))
-        return ["HUM" for _ in rows(test)]
+        return ["HUM" if way == "full" else label for _, label in rows(test)]
 
     monkeypatch.setattr(folds, "tuned", tuning)
 
@@ -55,9 +56,24 @@ def test_two_processes_share_the_folds_and_the_last_one_shows_all(bench, capsys)
     assert "3 of 3 folds are done" in capsys.readouterr().out and len(learned) == 3
 
 
+def test_ways_of_another_data_set_are_compared_over_all_folds(bench, capsys):
+    run, learned, work = bench
+    run("--folds", "3", "--only", "sst2", "--ways", "full,last")
+    shown = capsys.readouterr().out
+    assert "| MiniLM, full but the token table | 1.000 [" in shown and len(learned) == 6
+    assert "MiniLM, full but the token table - MiniLM, full: +0.500 [" in shown
+    assert "by fold: 1.000, 1.000, 1.000" in shown and not list(work.glob("*/tfidf.said.json"))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--folds", "1"], "give 2 or more"), (["--take", "0,10"], "the folds are 0 to 9"), (["--take", "-1"], "has -1")],
+    [
+        (["--folds", "1"], "give 2 or more"),
+        (["--take", "0,10"], "the folds are 0 to 9"),
+        (["--take", "-1"], "has -1"),
+        (["--ways", "full,most"], "--ways has most"),
+        (["--only", "poems"], "invalid choice"),
+    ],
 )
 def test_folds_that_do_not_exist_are_refused(bench, capsys, more, message):
     run, learned, work = bench

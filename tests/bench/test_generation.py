@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +121,15 @@ def test_only_the_ways_that_are_named_are_asked(asked, monkeypatch, tmp_path):
     assert asked == ["one"] and {line["system"] for line in lines} == {"refine"}
     with pytest.raises(SystemExit, match=r"job is not done by 'refined'.*refine"):
         generation.run("job", "one", tmp_path, ["refined"])
+
+
+def test_each_system_is_compared_with_all_that_stand_before_it(asked, monkeypatch, tmp_path, capsys):
+    job = generation.Job({"name": "summarise", "perplexity": False}, ways=generation.SUMMARY, recipe=False)
+    monkeypatch.setattr(generation, "JOBS", {"job": job})
+    generation.run("job", "one", tmp_path)
+    shown = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines() if " - " in line]
+    systems = ["lead", "whole", "map-reduce", "refine"]
+    assert shown == [f"job: {one} - {before}" for before, one in combinations(systems, 2)]
 
 
 @pytest.mark.parametrize("name", ["loogle", "far"])

@@ -152,7 +152,8 @@ def test_the_peer_holds_no_rows_out(tune, capsys):
     with pytest.raises(SystemExit):
         run("--ways", "peer", "--minilm", "encoder", "--held-out", "0")
     assert (
-        "--held-out is for the ways lstm, head, lora, full, qwen, and peer holds out nothing" in capsys.readouterr().err
+        "--held-out is for the ways lstm, head, lora, full, last, qwen, and peer holds out nothing"
+        in capsys.readouterr().err
     )
     with pytest.raises(SystemExit):
         run("--ways", "tfidf", "--seeds", "1")

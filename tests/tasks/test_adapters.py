@@ -125,6 +125,10 @@ def test_the_base_may_be_named_beside_the_adapter(tmp_path, first):
     assert found.exit_code == 0, (found.output, found.exception)
     written = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert (written["r"], written["base_model_name_or_path"]) == (4, str(base))
+    told[-1] = str(tmp_path / "second")
+    found = CliRunner().invoke(app, [*told, str(base), "--adapter", str(adapter.parent)])  # the folder of its run
+    assert found.exit_code == 0, (found.output, found.exception)
+    assert json.loads((tmp_path / "second" / "adapter" / "adapter_config.json").read_text())["r"] == 4
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def distinct_ids(table: Table, column: str = "id", skip: bool = False) -> Table:
         DataError: two rows have one id, or there is no such column.
     """
     table.require(column)
-    again = dict(repeated_ids(table.records, column))
+    again = repeated_ids(table.records, column)
     if again and not skip:
         at, first = next(iter(again.items()))
         name = json.dumps(table.records[at].get(column), default=str)
@@ -114,12 +114,12 @@ def distinct_ids(table: Table, column: str = "id", skip: bool = False) -> Table:
     return table.having([record for at, record in enumerate(table) if at not in again], step)
 
 
-def repeated_ids(records: Sequence[Record], column: str = "id") -> list[tuple[int, int]]:
-    """(row, first row with the same id) for every row that repeats an earlier one's; rows without an id do not."""
+def repeated_ids(records: Sequence[Record], column: str = "id") -> dict[int, int]:
+    """The first row with the same id, for every row that repeats an earlier one's; rows without an id do not."""
     first: dict[str, int] = {}
     ids = [record.get(column) for record in records]
     names = {at: json.dumps(one, default=str) for at, one in enumerate(ids) if one is not None and str(one).strip()}
-    return [(at, first[name]) for at, name in names.items() if first.setdefault(name, at) != at]
+    return {at: first[name] for at, name in names.items() if first.setdefault(name, at) != at}
 
 
 @dataclass(frozen=True)

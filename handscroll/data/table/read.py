@@ -64,7 +64,7 @@ def read_table(
             _say_account(source.path, len(records) - before, step)
     _same_columns(found, records, step)
     if again := repeated_ids(records):
-        one, first = (records[at].place for at in again[0])
+        one, first = (records[at].place for at in next(iter(again.items())))
         step.note(f"rows with the id of an earlier row, which stay: {len(again):,} ({one} has that of {first})")
     broken = sum(step.counts.get((0, reason), 0) for reason in step.left_out)
     account = step.onto(Account(len(records) + broken))
