@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A model tuned for a task, a checkpoint of its run, or with --task any model.")],
+    model: Annotated[
+        str, typer.Argument(help="A model tuned for a task, a checkpoint of its run, or with --task any model.")
+    ],
     data: Annotated[list[str], typer.Argument(help="Rows: CSV, TSV, JSON lines, Parquet, ...")],
     out: Annotated[Path | None, typer.Option(help="File for the predictions, JSON lines. [printed]")] = None,
     task: Annotated[str, typer.Option(help="The task, for a model that was not tuned for one.")] = "",
