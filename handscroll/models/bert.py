@@ -206,7 +206,7 @@ class Bert(Decoder):
         """
         if self.pooler is None:
             raise ConfigError(f"this {self.config.family} checkpoint has no pooler; use the hidden states themselves")
-        return ACTIVATIONS[self.config.pooler_activation](self.pooler(first))
+        return ACTIVATIONS[self.config.pooler_activation](self.pooler(first.to(self.pooler.weight.dtype)))
 
     def following_logits(self, first: Tensor) -> Tensor:
         """Next-sentence logits (..., 2) from the hidden states of first tokens.

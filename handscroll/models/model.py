@@ -225,7 +225,9 @@ class Decoder(Model):
         return LAYERS(self.layers, x, context)
 
     def judge(self, states: Tensor) -> Tensor:
-        return super().judge(states) if self.classifier is None else self.classifier(states)
+        if self.classifier is None:
+            return super().judge(states)
+        return self.classifier(states.to(self.classifier.weight.dtype))  # a head that is trained may be wider
 
     def logits(self, hidden: Embeddings) -> Logits:
         if self.silent:

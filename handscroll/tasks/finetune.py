@@ -318,7 +318,7 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
     longest = min(length, max(max(sizes), math.ceil(tokens)))
     changes: dict[str, Any] = {}
     if (lora := ready.lora) is not None:
-        changes = {"lora": lora.rank, "lora_targets": len(lora.targets), "tables": lora.tables}
+        changes = {"lora": lora.rank, "lora_targets": len(lora.targets), "tables": lora.tables, "frozen": lora.frozen}
     return Workload.parse(
         {
             "kind": "train",

@@ -129,6 +129,8 @@ class Tuning(Config):
             raise ValueError("layers belongs to way 'last', and 'last' needs it")
         if self.lora is not None and self.way != "lora":
             raise ValueError(f"lora belongs to way 'lora', not to '{self.way}'")
+        if self.lora is not None and self.lora.frozen == "bfloat16" and self.precision != "bfloat16":
+            raise ValueError("lora.frozen = 'bfloat16' needs precision = 'bfloat16' (--precision bfloat16)")
         if self.way in ("head", "lora") and self.layer_decay != 1:
             raise ValueError(
                 f"layer_decay is for the layers' own weights (way 'full' or 'last'), not for way '{self.way}'"
