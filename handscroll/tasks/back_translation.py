@@ -10,6 +10,7 @@ from handscroll.generate.asked import speaker_of
 from handscroll.lm import LM, load
 from handscroll.metrics.texts import language_told
 from handscroll.models.weights import TASK, read_json
+from handscroll.tasks.made import NOWHERE, Made
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.recipe import Augment
 from handscroll.tasks.task import Example, task_from
@@ -73,12 +74,12 @@ class BackTranslation:
     Chinese letters, and Chinese for others.
     """
 
-    def __init__(self, settings: Augment, on_work: OnWork = lambda what, total, done: None):
+    def __init__(self, settings: Augment, on_work: OnWork = lambda what, total, done: None, made: Made = NOWHERE):
         """
         Raises:
             ConfigError: a model can neither chat nor was tuned to translate.
         """
-        self._settings, self._on_work = settings, on_work
+        self._settings, self._on_work, self._made = settings, on_work, made
         self._there = Translator.at(settings.model)
         self._back = Translator.at(settings.back) if settings.back else self._there
 
@@ -91,8 +92,13 @@ class BackTranslation:
         own, pivot = self._languages(texts)
         there = self._there.task(own, pivot, self._settings.max_tokens)
         back = self._back.task(pivot, own, self._settings.max_tokens)
-        between = _translated(self._there.lm, there, texts, partial(self._on_work, f"translating into {pivot}"))
-        return _translated(self._back.lm, back, between, partial(self._on_work, f"translating into {own}"))
+
+        def both(group: Sequence[str]) -> list[str | NoText]:
+            return _translated(self._back.lm, back, _translated(self._there.lm, there, group))
+
+        about = self._settings.model_dump(mode="json") | {"languages": [own, pivot]}
+        progress = partial(self._on_work, f"translating into {pivot} and back")
+        return self._made.each("translations", about, texts, both, progress)
 
     def _languages(self, texts: Sequence[str]) -> tuple[str, str]:
         """The language of the texts and the one in between."""
@@ -109,9 +115,7 @@ def _of(task: Translate, most: int) -> Translate:
     return task.model_copy(update={"max_tokens": most}) if most else task
 
 
-def _translated(
-    lm: LM, task: Translate, texts: Sequence[str | NoText], on_done: Callable[[int, int], None]
-) -> list[str | NoText]:
+def _translated(lm: LM, task: Translate, texts: Sequence[str | NoText]) -> list[str | NoText]:
     """The translation of each text; what is no text, or blank, stays so."""
     found = list(texts)
     places = [at for at, text in enumerate(texts) if isinstance(text, str) and text.strip()]
@@ -121,7 +125,7 @@ def _translated(
         if not fit:
             found[at] = NoText(LONG)
     asked = [(at, one) for at, one, fit in zip(places, examples, fits, strict=True) if fit]
-    made = task.prompted(lm, [one for _, one in asked], Prompting(), partial(on_done, len(asked)))
+    made = task.prompted(lm, [one for _, one in asked], Prompting())
     for (at, _), said in zip(asked, made, strict=True):
         found[at] = NoText(CUT) if said.more["finish"] == "length" else said.output
     return found

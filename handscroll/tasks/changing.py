@@ -10,13 +10,14 @@ from handscroll.lm import LM, load
 from handscroll.models.sentences import groups
 from handscroll.nn.marks import Marks
 from handscroll.tasks.back_translation import BackTranslation, OnWork
+from handscroll.tasks.made import NOWHERE, Made
 from handscroll.tasks.recipe import Augment
 
 TOKENS = 4096  # of a batch
 
 
-def changing(settings: Augment, on_work: OnWork = lambda what, total, done: None) -> Way:
-    """The way of `settings`; `on_work` is told how far translations are.
+def changing(settings: Augment, on_work: OnWork = lambda what, total, done: None, made: Made = NOWHERE) -> Way:
+    """The way of `settings`; `on_work` is told how far translations are, and `made` keeps them.
 
     Raises:
         ConfigError: a model cannot do it.
@@ -25,7 +26,7 @@ def changing(settings: Augment, on_work: OnWork = lambda what, total, done: None
         lm = load(settings.model)
         return replace(lambda gaps: filled(lm, gaps), settings.share)
     if settings.way == "translate":
-        return translate(BackTranslation(settings, on_work))
+        return translate(BackTranslation(settings, on_work, made))
     return {"swap": swap, "delete": delete}[settings.way](settings.share)
 
 

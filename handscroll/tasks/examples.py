@@ -21,6 +21,7 @@ from handscroll.data.table.table import Account, Ledger, Record, Table
 from handscroll.lm import LM
 from handscroll.tasks.back_translation import OnWork
 from handscroll.tasks.changing import changing
+from handscroll.tasks.made import NOWHERE, Made
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, Part, Task
 
@@ -58,11 +59,15 @@ class TrainingRows:
 
 
 def read_parts(
-    task: Task, data: TaskData, seed: int, on_work: OnWork = lambda what, total, done: None
+    task: Task,
+    data: TaskData,
+    seed: int,
+    on_work: OnWork = lambda what, total, done: None,
+    made: Made = NOWHERE,
 ) -> dict[str, Part]:
     """The tables "train", "valid", "test" and "second" of a recipe, as far as there are such, as examples.
 
-    `on_work` is told how far a model is that makes new rows.
+    `on_work` is told how far a model is that makes new rows, and `made` keeps what it made.
 
     Raises:
         DataError: a file or a row cannot be used. ConfigError: a column is missing or not certain.
@@ -79,17 +84,17 @@ def read_parts(
         by = task.by(found["train"], data.columns)
         text = task.told_apart_by(found["train"], data.columns, data.skip_unfit)
         try:
-            made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
+            cut = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
         except DataError as error:
             raise DataError(
                 f"{error}; or name the held-out rows yourself (--valid FILE), or hold none out (data.held_out = 0)"
             ) from None
-        found |= {name: made.tables[name] for name in ("train", "valid")}
-        notes = made.notes
+        found |= {name: cut.tables[name] for name in ("train", "valid")}
+        notes = cut.notes
     parts = {}
     for name, table in found.items():
         table = drawn(table, data.most if name == "train" else data.most_scored, seed)
-        table = _changed(task, table, data, seed, on_work) if name == "train" else table
+        table = _changed(task, table, data, seed, on_work, made) if name == "train" else table
         parts[name] = task.read(table, data.columns, data.skip_unfit)
         if name == "valid":
             parts[name] = replace(parts[name], notes=notes)
@@ -151,13 +156,13 @@ def to_score(task: Task, lm: LM, name: str, part: Part, too_long: Literal["refus
     return replace(part, examples=kept, account=step.onto(part.account))
 
 
-def _changed(task: Task, table: Table, data: TaskData, seed: int, on_work: OnWork) -> Table:
+def _changed(task: Task, table: Table, data: TaskData, seed: int, on_work: OnWork, made: Made) -> Table:
     """The training rows after what the recipe does to them; what is scored stays as it is."""
     if data.augment is not None:
         columns = match(table, task.fields, data.columns).columns
         if "text" not in columns:
             raise ConfigError(f"data.augment changes the text of a row, and task '{task.name}' has no field 'text'")
-        table = augment(table, columns["text"], changing(data.augment, on_work), data.augment.copies, seed)
+        table = augment(table, columns["text"], changing(data.augment, on_work, made), data.augment.copies, seed)
     if data.balance:
         by = task.by(table, data.columns)
         if by is None:

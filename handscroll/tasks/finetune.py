@@ -23,6 +23,7 @@ from handscroll.tasks.begin import Beginning, begun
 from handscroll.tasks.card import card
 from handscroll.tasks.examples import TrainingRows, encode, read_parts, to_score
 from handscroll.tasks.exposing import exposed
+from handscroll.tasks.made import Made
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.report import TUNED, Scores, write_page
 from handscroll.tasks.task import Example, Part, Prediction, Task
@@ -81,7 +82,7 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)
-    parts = _read(recipe, options)
+    parts = _read(recipe, folder, options)
     beginning = begun(recipe)
     lm = beginning.lm
     task = recipe.task.settled(parts["train"].examples, lm)
@@ -121,9 +122,10 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
     return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights, beginning, lora))
 
 
-def _read(recipe: TuningRecipe, options: Options) -> dict[str, Part]:
+def _read(recipe: TuningRecipe, folder: Path, options: Options) -> dict[str, Part]:
     """The examples of all tables; what was read is told."""
-    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed, options.on_done)
+    made = Made(folder, fresh=not (options.only_plan or options.only_show))
+    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed, options.on_done, made)
     for name, part in parts.items():
         options.show(f"{name}: {part.account}")
         for note in part.notes:

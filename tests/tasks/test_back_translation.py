@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.table.augment import NoText
 from handscroll.models.adapters import write_task
 from handscroll.tasks import back_translation
 from handscroll.tasks.back_translation import CUT, LONG, BackTranslation, Translator
 from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.made import Made
 from handscroll.tasks.recipe import Augment
 from handscroll.tasks.task import Prediction
 from handscroll.tasks.translate import Translate
@@ -17,6 +18,7 @@ from handscroll.tasks.writer import Writer, Written
 from tests.tasks.chats import saved
 from tests.tasks.material import recipe, rows, table, tiny
 
+ALL = Options()
 TEXTS = ["the quick fox", "the lazy dog"]
 
 
@@ -115,8 +117,7 @@ def test_settings_that_would_say_nothing_are_refused(settings, match):
 
 
 def test_a_run_learns_from_translated_rows_counts_them_and_never_scores_them(tmp_path, chat, monkeypatch):
-    def prompted(self, lm, examples, prompting, on_done):
-        on_done(len(examples))
+    def prompted(self, lm, examples, prompting):
         told = [one["source"] if one["source"].startswith("w21") else f"{one['source']} w9" for one in examples]
         return [Prediction(text, {"finish": "eos"}) for text in told]
 
@@ -133,4 +134,78 @@ def test_a_run_learns_from_translated_rows_counts_them_and_never_scores_them(tmp
     assert account["added"][0]["reason"] == "rows made by 'translate'" and account["added"][0]["count"] == 9
     assert account["notes"] == ["'translate' left 9 texts without a new row: 9 as they were"]
     assert all("augmented" not in one for one in rows(tmp_path / "run" / "valid.predictions.jsonl"))
-    assert [what for what, *_ in done] == ["translating into Chinese", "translating into English", "scoring valid"]
+    there = "translating into Chinese and back"
+    assert done == [(there, 18, 8), (there, 18, 16), (there, 18, 18), ("scoring valid", 2, 2)]
+
+
+@pytest.fixture
+def run(tmp_path, chat, monkeypatch):
+    """A function that tunes on 18 texts and translations in one folder, and the texts that were translated."""
+    texts, limit = [], [10**6]
+
+    def prompted(self, lm, examples, prompting):
+        if len(texts) >= limit[0]:
+            raise KeyboardInterrupt
+        texts.extend(one["source"] for one in examples)
+        return [Prediction(f"{one['source']} w9", {"finish": "eos"}) for one in examples]
+
+    monkeypatch.setattr(back_translation.Translate, "prompted", prompted)
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 20)
+
+    def start(options=ALL, **more):
+        augment = {"way": "translate", "model": str(chat), **more}
+        return finetune(recipe(model, data, {"epochs": 1}, augment=augment), tmp_path / "run", options)
+
+    return start, texts, limit
+
+
+def test_a_run_that_was_stopped_translates_nothing_twice(tmp_path, run):
+    start, texts, limit = run
+    limit[0] = 20  # both ways of eight texts, and of a part of the next eight
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    [kept] = (tmp_path / "run").glob("translations-*.jsonl")
+    assert len(kept.read_text().splitlines()) == 8
+    with kept.open("a", encoding="utf-8") as file:
+        file.write('["w20 w30')  # a line that a kill cut off
+    before, limit[0] = len(texts), 10**6
+    tuned = start()
+    assert tuned.finished and len(texts) - before == 2 * 10
+    assert len(kept.read_text().splitlines()) == 18
+    again = start(Options(only_plan=True))
+    assert not again.finished and len(texts) - before == 2 * 10
+
+
+def test_other_settings_have_other_translations(tmp_path, run):
+    start, texts, _ = run
+    start()
+    start(Options(only_plan=True), max_tokens=5)
+    assert len(texts) == 2 * 18 * 2 and len(list((tmp_path / "run").glob("translations-*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("options", [Options(only_plan=True), Options(only_show=1)])
+def test_a_plan_or_a_look_writes_no_translations(tmp_path, run, options):
+    start, texts, _ = run
+    start(options)
+    assert texts and not (tmp_path / "run").exists()
+
+
+def test_a_damaged_line_of_translations_is_named(tmp_path, run):
+    start, _, _ = run
+    start()
+    [kept] = (tmp_path / "run").glob("translations-*.jsonl")
+    kept.write_text("[broken\n" + kept.read_text())
+    with pytest.raises(DataError, match=r"translations-.*line 1 is damaged"):
+        start()
+
+
+def test_what_no_translation_came_of_is_kept_too(tmp_path):
+    made, asked = Made(tmp_path), []
+
+    def make(texts):
+        asked.extend(texts)
+        return [NoText(CUT) if text == "b" else text.upper() for text in texts]
+
+    for _ in range(2):
+        assert made.each("t", {}, ["a", "b", "a"], make, lambda total, done: None) == ["A", NoText(CUT), "A"]
+    assert asked == ["a", "b"]
