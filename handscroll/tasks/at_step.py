@@ -20,7 +20,7 @@ def run_of(source: str | Path) -> Path | None:
     if not STEP_NAME.fullmatch(folder.name) or not folder.is_dir():
         return None
     parent = folder.resolve().parent
-    return parent.parent if parent.name == BEST else parent
+    return parent.parent if parent.name == BEST and not (parent / RECIPE).exists() else parent
 
 
 def at_step(folder: str | Path) -> tuple[LM, Task]:

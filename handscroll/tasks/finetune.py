@@ -169,7 +169,12 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    aside = {"threads": True, "adapter": True, "tuning": {"memory", "force", "exposure", "keep"}, "data": {"licence"}}
+    aside = {
+        "threads": True,
+        "adapter": True,
+        "tuning": {"memory", "force", "exposure", "checkpoints"},
+        "data": {"licence"},
+    }
     resolved = recipe.model_dump(mode="json", exclude=aside)
     if ready.lora is not None:
         resolved["tuning"]["lora"] = ready.lora.model_dump(mode="json")
@@ -186,10 +191,12 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
         return Tuned(lm, task, None, {}, folder)
     write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
-    settings |= {"save_every": max(1, min(200, each)), "keep": tuning.keep}
+    settings |= {"save_every": max(1, min(200, each)), "keep": tuning.checkpoints}
     if "valid" in ready.encoded:
         every = max(1, min(steps, each // tuning.validations))
-        settings |= {"evaluate_every": every, "patience": tuning.patience or steps + 1}  # the best weights are kept
+        settings["evaluate_every"] = every
+        if tuning.result == "best":
+            settings["patience"] = tuning.patience or steps + 1  # with a patience a run keeps its best weights
     run = Run(
         folder,
         lm.model,
@@ -263,6 +270,7 @@ def _record(
 ) -> dict[str, Any]:
     """Everything that the card and the report are made of, as plain JSON."""
     trained, numbers = ready.weights
+    best = {"loss": progress.best_loss, "step": progress.best_step}
     return {
         "recipe": recipe.model_dump(mode="json") | {"task": ready.task.model_dump(mode="json")},
         "versions": versions(),
@@ -285,7 +293,7 @@ def _record(
         "plan": plan.plan.record(),
         "steps": progress.step,
         "tokens": progress.tokens,
-        "best": {"loss": progress.best_loss, "step": progress.best_step},
+        "best": best if recipe.tuning.result == "best" else {"loss": None, "step": 0},
         "scores": {
             name: {system: {metric: vars(one) for metric, one in by.items()} for system, by in systems.items()}
             for name, systems in scored.items()
@@ -335,8 +343,8 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
             "data_bytes": 2 * sum(row.tokens.nbytes for row in rows.rows),
             "threads": recipe.threads,
             "stored": kept_bytes(ready.lm.model) if quantised(ready.lm.model) else 0,
-            "best": "valid" in ready.encoded,
-            "keep": tuning.keep,
+            "best": "valid" in ready.encoded and tuning.result == "best",
+            "keep": tuning.checkpoints,
             **changes,
             **{name: getattr(tuning.memory, name) for name in MEMORY},
         },

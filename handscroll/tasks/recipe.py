@@ -115,10 +115,13 @@ class Tuning(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     memory: Memory = Memory()
+    result: Literal["best", "last"] = Field(
+        default="best", description="weights of the least loss on the held-out rows, or those of the last update"
+    )
     patience: int = Field(default=0, ge=0, description="validations without a better loss before it stops; 0: never")
     validations: int = Field(default=1, ge=1, description="validations in an epoch")
     seed: int = Field(default=0, ge=0)
-    keep: int = Field(default=2, ge=2, description="checkpoints of the run that are kept, the newest ones")
+    checkpoints: int = Field(default=2, ge=2, description="how many the run keeps, the newest ones")
     exposure: int = Field(default=0, ge=0, description="training answers with a number whose exposure the card tells")
     merge: bool = Field(default=False, description="write a whole model instead of an adapter")
     force: bool = Field(default=False, description="start even if the planner expects that it will not fit")
@@ -131,6 +134,8 @@ class Tuning(Config):
             raise ValueError(f"lora belongs to way 'lora', not to '{self.way}'")
         if self.lora is not None and self.lora.frozen == "bfloat16" and self.precision != "bfloat16":
             raise ValueError("lora.frozen = 'bfloat16' needs precision = 'bfloat16' (--precision bfloat16)")
+        if self.result == "last" and self.patience:
+            raise ValueError("patience ends a run whose loss no longer falls, for the best weights: leave result out")
         if self.way in ("head", "lora") and self.layer_decay != 1:
             raise ValueError(
                 f"layer_decay is for the layers' own weights (way 'full' or 'last'), not for way '{self.way}'"

@@ -40,6 +40,25 @@ def test_the_best_weights_are_those_of_the_result(tmp_path):
     torch.testing.assert_close(chances(best, data), chances(run, data))
 
 
+def test_the_last_weights_are_the_result_where_they_are_asked_for(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 40, ("bad", "good"))
+    lines = data.read_text(encoding="utf-8").splitlines()  # labels that no text tells: what is learned is noise
+    told = [f"{line.rpartition(',')[0]},{'good' if number % 3 else 'bad'}" for number, line in enumerate(lines[1:])]
+    data.write_text("\n".join([lines[0], *told]) + "\n", encoding="utf-8")
+    for result in ("best", "last"):
+        run, how = tmp_path / result, {"epochs": 12, "lr": 2e-2, "result": result}
+        tuned = finetune(recipe(model, data, how), run)
+        assert tuned.progress is not None and tuned.progress.best_step < tuned.progress.step
+        last = max(run.glob("step-*"))
+        assert torch.allclose(chances(last, data), chances(run, data), atol=1e-6) == (result == "last")
+        card = (run / "model" / "README.md").read_text(encoding="utf-8")
+        kept = tuned.progress.step if result == "last" else tuned.progress.best_step
+        assert f"those of update {kept:,}" in card and ("was lowest" in card) == (result == "best")
+        assert (run / "best").exists() == (result == "best") and tuned.scores["valid"]
+    with pytest.raises(ConfigError, match="leave result out"):
+        recipe(model, data, {"result": "last", "patience": 2})
+
+
 def test_numbers_come_in_their_own_units(tmp_path):
     data, run = tmp_path / "train.csv", tmp_path / "run"
     lines = [f"w{20 + number % 2} w{30 + number % 7},{100 + 50 * (number % 2)}" for number in range(32)]
@@ -52,9 +71,9 @@ def test_numbers_come_in_their_own_units(tmp_path):
 
 def test_as_many_checkpoints_are_kept_as_asked_and_joined_to_an_ensemble(tmp_path):
     model, data, run = tiny(tmp_path / "bert"), table(tmp_path / "train.csv"), tmp_path / "run"
-    finetune(recipe(model, data, {"epochs": 5, "keep": 3}), run)
+    finetune(recipe(model, data, {"epochs": 5, "checkpoints": 3}), run)
     steps = sorted(run.glob("step-*"))
-    assert len(steps) == 3 and "keep" not in (run / "recipe.json").read_text(encoding="utf-8")
+    assert len(steps) == 3 and '"checkpoints"' not in (run / "recipe.json").read_text(encoding="utf-8")
     each = [chances(step, data) for step in steps]
     assert all(not torch.equal(a, b) for a, b in pairwise(each))
     found = together(steps, TaskData(train=(str(data),)))
@@ -66,7 +85,7 @@ def test_as_many_checkpoints_are_kept_as_asked_and_joined_to_an_ensemble(tmp_pat
 def test_a_run_goes_on_when_another_number_of_checkpoints_is_kept(tmp_path):
     model, data, run = tiny(tmp_path / "bert"), table(tmp_path / "train.csv"), tmp_path / "run"
     first = finetune(recipe(model, data, {"epochs": 2}), run)
-    again = finetune(recipe(model, data, {"epochs": 2, "keep": 4}), run)
+    again = finetune(recipe(model, data, {"epochs": 2, "checkpoints": 4}), run)
     assert first.progress is not None and again.progress is not None and again.progress.step == first.progress.step
 
 
