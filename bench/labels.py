@@ -4,14 +4,14 @@ python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2
 
 Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), first and mean (a
 logistic regression over MiniLM's frozen state of the first token, or the mean of all), head, lora and full (MiniLM),
-last (full with the token table frozen),
-peer (MiniLM with all weights, by the Trainer of transformers: rate, epochs, batch, warm-up and weight decay of full,
-its own schedule and betas, no decay by layer, all training rows), zero and few (the GGUF file as it is: the word of
-each label is scored as the answer, calibrated; after 32 training rows in the prompt, the same ones for each text), qwen
-(LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was
-stopped goes on with the same command; other settings need another --work. TREC, the titles and the toxic comments have
-no test part here: a tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads
-single characters, of which it knows few.
+last (full with the token table frozen), final (full on all training rows, the weights of the last update), peer (MiniLM
+with all weights, by the Trainer of transformers: rate, epochs, batch, warm-up and weight decay of full, its own
+schedule and betas, no decay by layer, all training rows), zero and few (the GGUF file as it is: the word of each label
+is scored as the answer, calibrated; after 32 training rows in the prompt, the same ones for each text), qwen (LoRA over
+the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was stopped goes on
+with the same command; other settings need another --work. TREC, the titles and the toxic comments have no test part
+here: a tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads single
+characters, of which it knows few.
 """
 
 import argparse
@@ -71,11 +71,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"way": "lora", "lr": 1e-3, "epochs": 3},
     "full": {"way": "full", **FULL},
     "last": {"way": "last", "layers": 6, **FULL},  # all layers of MiniLM; the token table stays
+    "final": {"way": "full", **FULL, "result": "last"},
     "peer": {"lr": FULL["lr"], "epochs": FULL["epochs"]},
     "lstm": {"way": "full", "lr": 2e-3, "epochs": 4, "dropout": 0.3},
     "qwen": {"way": "lora", "lr": 3e-4, "epochs": 1, "batch": 16, "most": 2000},  # rows: 25 minutes are the limit
 }
-ORDER = ("majority", "tfidf", "lstm", "first", "mean", "head", "lora", "full", "last", "peer", "zero", "few", "qwen")
 SAID = {
     "majority": "the commonest label",
     "tfidf": "TF-IDF + logistic regression",
@@ -86,6 +86,7 @@ SAID = {
     "lora": "MiniLM, LoRA",
     "full": "MiniLM, full",
     "last": "MiniLM, full but the token table",
+    "final": "MiniLM, full, all rows, last weights",
     "peer": "MiniLM, full, by transformers",
     "zero": "Qwen 0.5B (Q4_K_M), prompted without examples",
     "few": "Qwen 0.5B (Q4_K_M), prompted with 32 examples",
@@ -93,9 +94,11 @@ SAID = {
 }
 PLAIN = ("majority", "tfidf", "lstm")
 FROZEN = {"first": "cls", "mean": "mean"}  # how the states of a text are pooled
+ENCODERS = ("head", "lora", "full", "last", "final", "peer")
 SHOTS = {"zero": 0, "few": 32}  # examples in the prompt
+ORDER = (*PLAIN, *FROZEN, *ENCODERS, *SHOTS, "qwen")
 HOLDING = ("lstm", "head", "lora", "full", "last", "qwen")  # ways whose weights are chosen by rows held out
-TUNED = (*HOLDING, "peer")
+TUNED = (*HOLDING, "final", "peer")
 HELD_OUT = 0.1
 
 
@@ -223,7 +226,8 @@ def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train:
         how["epochs"] = options.epochs
     most = how.pop("most", 0)
     values = {"task": {"name": "classify"}, "model": str(source), "tuning": how, "threads": options.threads}
-    values["data"] = {"train": (str(train),), "test": (str(test),), "most": most, "held_out": options.held_out}
+    held_out = options.held_out if way in HOLDING else 0
+    values["data"] = {"train": (str(train),), "test": (str(test),), "most": most, "held_out": held_out}
     run = folder / f"{way}-{seed}"
     if not finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True))).scores:
         raise SystemExit("stopped; the same command goes on")
@@ -292,11 +296,7 @@ def table(work: Path, resamples: int = 1000) -> str:
             way, _, seed = key.rpartition("-")
             cells = [f"{scores[m].value:.3f} {scores[m].interval}" for m in ("accuracy", "f1-macro")]
             note = _note(work / name / f"{key}.said.json")
-            note += (
-                " (it reads English)"
-                if not one.english and way in (*FROZEN, "head", "lora", "full", "last", "peer")
-                else ""
-            )
+            note += " (it reads English)" if not one.english and way in (*FROZEN, *ENCODERS) else ""
             mark = " (best baseline)" if key == best else ""
             lines.append(
                 f"| {one.title} | {SAID[way]}{note}{mark} | {seed} | {' | '.join(cells)} | {against} | {len(truth):,} |"

@@ -28,6 +28,7 @@ from handscroll.models.gguf.bert import GGUF
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
+from handscroll.nn.adapted import dtype_of
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
@@ -206,7 +207,7 @@ class Bert(Decoder):
         """
         if self.pooler is None:
             raise ConfigError(f"this {self.config.family} checkpoint has no pooler; use the hidden states themselves")
-        return ACTIVATIONS[self.config.pooler_activation](self.pooler(first.to(self.pooler.weight.dtype)))
+        return ACTIVATIONS[self.config.pooler_activation](self.pooler(first.to(dtype_of(self.pooler))))
 
     def following_logits(self, first: Tensor) -> Tensor:
         """Next-sentence logits (..., 2) from the hidden states of first tokens.

@@ -13,6 +13,7 @@ from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.kernels.runs import capped
+from handscroll.nn.adapted import dtype_of
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.bias import Bias
 from handscroll.nn.block import LAYERS, Block, Norms
@@ -227,7 +228,7 @@ class Decoder(Model):
     def judge(self, states: Tensor) -> Tensor:
         if self.classifier is None:
             return super().judge(states)
-        return self.classifier(states.to(self.classifier.weight.dtype))  # a head that is trained may be wider
+        return self.classifier(states.to(dtype_of(self.classifier)))  # a head that is trained may be wider
 
     def logits(self, hidden: Embeddings) -> Logits:
         if self.silent:

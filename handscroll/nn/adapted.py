@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handscroll.nn.quantised import Quantised
+
 AT_ONCE = 1 << 22  # numbers of a matrix that are widened at a time
 
 
@@ -92,6 +94,12 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.update.of(self.base(x), x, self.bias)
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """The dtype of a layer's own weights, of which nothing is computed."""
+    base: Any = layer.base if isinstance(layer, Adapted) else layer
+    return base.dtype if isinstance(base, Quantised) else base.weight.dtype
 
 
 class AdaptedTable(nn.Module):

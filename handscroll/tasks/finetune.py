@@ -38,6 +38,13 @@ from handscroll.train.schedule import Schedule
 from handscroll.train.start import versions
 
 SHORTEST = 512  # tokens of a row, where no example is longer
+# Settings that change no result, so that a run goes on under other ones.
+ASIDE = {
+    "threads": True,
+    "adapter": True,
+    "tuning": {"memory", "force", "exposure", "checkpoints"},
+    "data": {"licence"},
+}
 SCORED = ("valid", "test", "second")
 
 
@@ -82,6 +89,9 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)
+    if not (options.only_plan or options.only_show):
+        given = {"tuning": _settings(recipe, settled=False), "versions": versions()}
+        check_recipe(folder, given, whole=False)  # before a model makes rows
     parts = _read(recipe, folder, options)
     beginning = begun(recipe)
     lm = beginning.lm
@@ -124,7 +134,7 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
 
 def _read(recipe: TuningRecipe, folder: Path, options: Options) -> dict[str, Part]:
     """The examples of all tables; what was read is told."""
-    made = Made(folder, fresh=not (options.only_plan or options.only_show))
+    made = Made(folder, fresh=not (options.only_plan or options.only_show), tell=options.show)
     parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed, options.on_done, made)
     for name, part in parts.items():
         options.show(f"{name}: {part.account}")
@@ -134,6 +144,14 @@ def _read(recipe: TuningRecipe, folder: Path, options: Options) -> dict[str, Par
             options.show(part.leakage)
     options.show(f"columns: {parts['train'].columns}")
     return parts
+
+
+def _settings(recipe: TuningRecipe, settled: bool = True) -> dict[str, Any]:
+    """The settings that decide what comes of a run; with `settled` false without what the model and data settle."""
+    found = recipe.model_dump(mode="json", exclude=ASIDE)
+    if not settled:
+        del found["task"], found["tuning"]["lora"], found["tuning"]["lr"]
+    return found
 
 
 def _to_score(recipe: TuningRecipe, options: Options, task: Task, lm: LM, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -169,17 +187,11 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
     stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps, batch)
-    aside = {
-        "threads": True,
-        "adapter": True,
-        "tuning": {"memory", "force", "exposure", "checkpoints"},
-        "data": {"licence"},
-    }
-    resolved = recipe.model_dump(mode="json", exclude=aside)
+    resolved = _settings(recipe) | {"task": task.model_dump(mode="json")}
     if ready.lora is not None:
         resolved["tuning"]["lora"] = ready.lora.model_dump(mode="json")
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
-    told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
+    told: dict[str, Any] = {"tuning": resolved, "versions": versions()}
     told |= ready.beginning.record()
     if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
         told["held-out rows"] = ready.encoded["valid"].fingerprint

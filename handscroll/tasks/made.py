@@ -1,27 +1,32 @@
 """Texts that a model made from others, kept in the folder of a run, so that a run that was stopped makes none twice."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from handscroll.base.errors import DataError
-from handscroll.base.runs import saving, write_all
+from handscroll.base.records import RecordWriter, read_records, requiring
+from handscroll.base.runs import saving
 from handscroll.data.table.augment import NoText
 
 GROUP = 8  # texts that are made before they are written
+NAMES = ("text", "made", "why")  # of a record; `made` is null where nothing came of a text, and `why` says the reason
 OnDone = Callable[[int, int], None]  # how many texts there are, and how many are done
 
 
 @dataclass(frozen=True)
 class Made:
-    """The folder where made texts are kept, if any; with `fresh` false what is there is read, and nothing written."""
+    """The folder where made texts are kept, if any; with `fresh` false what is there is read, and nothing written.
+
+    `tell` receives how many of them an earlier start has made.
+    """
 
     folder: Path | None = None
     fresh: bool = True
+    tell: Callable[[str], None] = lambda text: None
 
     def path(self, name: str, about: Mapping[str, Any]) -> Path | None:
         """The file of texts that were made by all that `about` says."""
@@ -39,19 +44,23 @@ class Made:
         """What `make` makes of each text, or made of it before.
 
         Raises:
-            DataError: the file of what was made before is damaged.
+            CheckpointError: the file of what was made before is damaged, or cannot be written.
         """
         path = self.path(name, about)
         known = _read(path) if path is not None and path.exists() else {}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        done = len(texts) - len(missing)
-        for first in range(0, len(missing), GROUP):
-            group = missing[first : first + GROUP]
-            new = dict(zip(group, make(group), strict=True))
-            if path is not None and self.fresh:
-                _append(path, new)
-            known |= new
-            on_done(len(texts), done + first + len(group))
+        there = len(texts) - len(missing)
+        if known:
+            self.tell(f"{name}: {sum(text in known for text in texts):,} of {len(texts):,} texts are in {path} already")
+            on_done(len(texts), there)
+        with _writer(path) if path is not None and self.fresh and missing else nullcontext() as writer:
+            for first in range(0, len(missing), GROUP):
+                group = missing[first : first + GROUP]
+                new = dict(zip(group, make(group), strict=True))
+                if writer is not None:
+                    _write(writer, new)
+                known |= new
+                on_done(len(texts), there + first + len(group))
         return [known[text] for text in texts]
 
 
@@ -59,26 +68,19 @@ NOWHERE = Made()
 
 
 def _read(path: Path) -> dict[str, str | NoText]:
-    """The texts of a file; a last line without its end was cut by a kill and does not count."""
-    found: dict[str, str | NoText] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            text, made, why = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is damaged ({error}): remove the file, or the line") from None
-        found[text] = NoText(why) if made is None else made
-    return found
+    records = requiring(read_records(path), path, lambda record: NAMES)
+    rows = ([record[name] for name in NAMES] for record in records)
+    return {text: NoText(why) if made is None else made for text, made, why in rows}
 
 
-def _append(path: Path, made: Mapping[str, str | NoText]) -> None:
-    """Write texts behind the whole lines of a file."""
-    rows = [(text, None, one.why) if isinstance(one, NoText) else (text, one, None) for text, one in made.items()]
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
-    with saving(path, len(content)):
+def _write(writer: RecordWriter, new: Mapping[str, str | NoText]) -> None:
+    for text, made in new.items():
+        told = (text, None, made.why) if isinstance(made, NoText) else (text, made, None)
+        writer.append(dict(zip(NAMES, told, strict=True)))
+    writer.sync()
+
+
+def _writer(path: Path) -> RecordWriter:
+    with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(0)
-            before = file.read()
-            file.truncate(before.rfind(b"\n") + 1)
-            write_all(file.fileno(), content)
-            os.fsync(file.fileno())
+    return RecordWriter(path)

@@ -25,7 +25,7 @@ from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
 from handscroll.models.peft import CONFIG, HEAD, PREFIX, WEIGHTS, Adapter
 from handscroll.models.table import family
-from handscroll.nn.adapted import Adapted, AdaptedTable, Update
+from handscroll.nn.adapted import Adapted, AdaptedTable, Update, dtype_of
 from handscroll.nn.quantised import Quantised
 
 TARGETS = ("query", "key", "value", "output")
@@ -56,11 +56,11 @@ class LoRA(Config):
 
 def _fresh(base: nn.Linear | Quantised, rank: int, scale: float, generator: torch.Generator) -> Adapted:
     """A frozen layer, linear or quantised, with an update that will be trained."""
-    if isinstance(base, Quantised):
-        held, rows, inner = base.dtype, base.raw.shape[0], base.inner
-    else:
-        held, (rows, inner) = base.weight.dtype, base.weight.shape
-    dtype, device = torch.promote_types(held, torch.float32), next(chain(base.parameters(), base.buffers())).device
+    rows, inner = (base.raw.shape[0], base.inner) if isinstance(base, Quantised) else base.weight.shape
+    dtype, device = (
+        torch.promote_types(dtype_of(base), torch.float32),
+        next(chain(base.parameters(), base.buffers())).device,
+    )
     bound = 1 / math.sqrt(inner)
     drawn = torch.empty(rank, inner, dtype=dtype)  # on the CPU: all devices get the same
     a = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))

@@ -331,8 +331,10 @@ def _meant(resolved: dict[str, Any]) -> dict[str, Any]:
     return resolved | {"recipe": recipe | {"loop": kept}}
 
 
-def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
+def check_recipe(folder: Path, resolved: dict[str, Any], whole: bool = True) -> None:
     """Refuse to go on with a run that began with another resolved configuration, or other versions.
+
+    With `whole` false only what `resolved` has is compared: what is known before a run has read its data.
 
     Raises:
         CheckpointError: they differ. The message says in what.
@@ -342,6 +344,7 @@ def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     before, now = (_meant(found) for found in (read_json(folder / RECIPE), json.loads(json.dumps(resolved))))
     if any((part in before) != (part in now) for part in SETTINGS):
         raise CheckpointError(f"{folder} holds a run of another command: choose another run folder")
+    before = before if whole else _among(before, now)
     changed: list[str] = []
     for part in sorted({*before, *now}):
         changed += _changed(before.get(part), now.get(part), "" if part in SETTINGS else part)
@@ -350,6 +353,15 @@ def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
             f"{folder} was started with another recipe (differs in: {'; '.join(changed)}); "
             "resume with the same one or choose another run folder"
         )
+
+
+def _among(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `before` that are in `now` too."""
+    both = {name: (one, now[name]) for name, one in before.items() if name in now}
+    return {
+        name: _among(one, other) if isinstance(one, dict) and isinstance(other, dict) else one
+        for name, (one, other) in both.items()
+    }
 
 
 def _changed(before: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -37,6 +37,18 @@ def tune(monkeypatch, tmp_path):
     return run, tuned
 
 
+@pytest.mark.parametrize(("way", "result", "held_out"), [("full", "best", 0.1), ("final", "last", 0)])
+def test_a_way_keeps_the_weights_that_it_says(monkeypatch, tmp_path, way, result, held_out):
+    begun = []
+    monkeypatch.setattr(
+        labels, "finetune", lambda recipe, folder, options: begun.append(recipe) or SimpleNamespace(scores={})
+    )
+    options = Namespace(minilm="encoder", qwen="", epochs=None, held_out=0.1, threads=0)
+    with pytest.raises(SystemExit, match="stopped"):
+        labels.tuned(options, way, 0, tmp_path, tmp_path / "train.csv", tmp_path / "test.csv")
+    assert (begun[0].tuning.result, begun[0].data.held_out) == (result, held_out)
+
+
 @pytest.mark.parametrize("more", [["--epochs", "5"], ["--held-out", "0"], ["--minilm", "another"]])
 def test_a_result_of_other_settings_is_not_shown_as_that_of_these(tune, more):
     run, tuned = tune

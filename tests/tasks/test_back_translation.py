@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.data.table.augment import NoText
 from handscroll.models.adapters import write_task
 from handscroll.tasks import back_translation
@@ -167,9 +167,10 @@ def test_a_run_that_was_stopped_translates_nothing_twice(tmp_path, run):
     [kept] = (tmp_path / "run").glob("translations-*.jsonl")
     assert len(kept.read_text().splitlines()) == 8
     with kept.open("a", encoding="utf-8") as file:
-        file.write('["w20 w30')  # a line that a kill cut off
-    before, limit[0] = len(texts), 10**6
-    tuned = start()
+        file.write('{"text": "w20 w30')  # a line that a kill cut off
+    before, limit[0], told = len(texts), 10**6, []
+    tuned = start(Options(show=lambda text: told.append(str(text))))
+    assert f"translations: 8 of 18 texts are in {kept} already" in told
     assert tuned.finished and len(texts) - before == 2 * 10
     assert len(kept.read_text().splitlines()) == 18
     again = start(Options(only_plan=True))
@@ -190,13 +191,24 @@ def test_a_plan_or_a_look_writes_no_translations(tmp_path, run, options):
     assert texts and not (tmp_path / "run").exists()
 
 
-def test_a_damaged_line_of_translations_is_named(tmp_path, run):
-    start, _, _ = run
+@pytest.mark.parametrize(
+    ("line", "match"), [("{broken", "line 1: this line is not JSON"), ("3", "line 1: expected"), ("{}", "no 'text'")]
+)
+def test_a_damaged_line_of_translations_is_named(tmp_path, line, match):
+    made = Made(tmp_path)
+    path = made.path("t", {})
+    path.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"t-[0-9a-f]*\.jsonl, {match}|: this record has {match}"):
+        made.each("t", {}, ["a"], lambda texts: texts, lambda total, done: None)
+
+
+def test_a_start_with_other_settings_is_refused_before_anything_is_translated(tmp_path, run):
+    start, texts, _ = run
     start()
-    [kept] = (tmp_path / "run").glob("translations-*.jsonl")
-    kept.write_text("[broken\n" + kept.read_text())
-    with pytest.raises(DataError, match=r"translations-.*line 1 is damaged"):
-        start()
+    before = len(texts)
+    with pytest.raises(CheckpointError, match=r"differs in: data\.augment\.max_tokens: 0, now 5"):
+        start(max_tokens=5)
+    assert len(texts) == before and len(list((tmp_path / "run").glob("translations-*.jsonl"))) == 1
 
 
 def test_what_no_translation_came_of_is_kept_too(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.models.model import Decoder
+from handscroll.nn.adapted import Adapted, Update
 from handscroll.tasks.finetune import finetune
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
@@ -28,6 +29,20 @@ def test_a_head_above_narrow_weights_is_trained_and_scored_as_it_is_saved(tmp_pa
     found = predict(*load_tuned(tmp_path / "run"), TaskData(train=(str(again),))).predictions
     for one, other in zip(found, told, strict=True):
         assert one.more["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
+
+
+def test_updated_heads_are_asked_for_their_width_without_a_merge(tmp_path, monkeypatch):
+    how = {"way": "head", "epochs": 1}
+    model = finetune(recipe(tiny(tmp_path / "bert"), table(tmp_path / "train.csv"), how), tmp_path / "run").lm.model
+    states = torch.randn(3, model.config.width, generator=torch.Generator().manual_seed(0))
+    plain = model.judge(states), model.pooled(states)
+    monkeypatch.setattr(Update, "merged", lambda self, weight: pytest.fail("the update was merged"))
+    for name in ("classifier", "pooler"):
+        layer = model.get_submodule(name)
+        rows, inner = layer.weight.shape
+        model.set_submodule(name, Adapted(layer, Update(torch.ones(1, inner), torch.zeros(rows, 1))))
+    with torch.no_grad():
+        torch.testing.assert_close((model.judge(states), model.pooled(states)), plain, rtol=0, atol=1e-6)
 
 
 def test_narrow_frozen_weights_need_narrow_arithmetic():
