@@ -159,6 +159,25 @@ def test_the_systems_of_one_table_are_of_the_same_settings(tmp_path, other):
         far_labels.settle(Namespace(**given | other), ["cut"])
 
 
+def test_the_table_of_far_labels_shows_what_calling_everything_scores(tmp_path):
+    tiny(tmp_path / "single" / "model")
+    far = "w20 " * 600
+    logs = [
+        {"text": far + "w21", "label": ["person"], "places": {"person": len(far)}},
+        {"text": "w20 w21", "label": ["place"], "places": {"place": 4}},
+    ]
+    said = [{"prediction": ["person"]}, {"prediction": ["number"]}]
+    for path, rows in (("test.jsonl", logs), ("whole/test.predictions.jsonl", said)):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    lines = far_labels.table(Namespace(work=tmp_path)).splitlines()
+    every, whole = (line.split(" | ") for line in lines[2:4])
+    assert every[0] == f"| {far_labels.EVERY}" and every[1].startswith("0.500")  # two of six calls are right
+    assert every[2].startswith("1.000") and every[3].startswith("1.000")
+    assert whole[1].startswith("0.500") and whole[2].startswith("0.000") and whole[3].startswith("1.000")
+    assert lines[-1] == "2 test logs"
+
+
 def test_the_peer_holds_no_rows_out(tune, capsys):
     run, _ = tune
     with pytest.raises(SystemExit):
