@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handscroll.nn.quantised import Quantised
-
 AT_ONCE = 1 << 22  # numbers of a matrix that are widened at a time
 
 
@@ -99,7 +97,8 @@ class Adapted(nn.Module):
 def dtype_of(layer: nn.Module) -> torch.dtype:
     """The dtype of a layer's own weights, of which nothing is computed."""
     base: Any = layer.base if isinstance(layer, Adapted) else layer
-    return base.dtype if isinstance(base, Quantised) else base.weight.dtype
+    own: torch.dtype | None = getattr(base, "dtype", None)  # a quantised layer says it, and has no weights at hand
+    return own or base.weight.dtype
 
 
 class AdaptedTable(nn.Module):
