@@ -5,9 +5,9 @@ python -m bench.folds ../shared/data --minilm FOLDER [--only sst2] [--ways full,
 The data has no test part of TREC, and a tenth of it (`bench.labels`) has 545 questions, too few to tell 0.92 from 0.94.
 Nor do the rows that a run holds out tell settings apart; that is chosen here, and not on test rows. The training rows
 are cut into `--folds` parts that have the same shares of labels, with near copies in one part; each part is judged by
-models that were made from the others, with the settings of `bench.labels`. Its ways but `final` keep the weights that
-are best on rows held out from what a model learns from. `--take` makes some of the folds, so that two processes can
-share the work (begin the second when the first one learns); the table is of all that are done in --work.
+models that were made from the others, with the settings of `bench.labels`. Its ways but `final` and `peer` keep the
+weights that are best on rows held out from what a model learns from. `--take` makes some of the folds, so that two
+processes can share the work (begin the second when the first one learns); the table is of all that are done in --work.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from bench.kept import claim
-from bench.labels import DATA, HELD_OUT, SAID, Data, rows_of, tfidf, tuned, write_rows
+from bench.labels import DATA, HELD_OUT, SAID, Data, peer, rows_of, tfidf, tuned, write_rows
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.metrics.table import compare, measure
 
-WAYS = ("tfidf", "head", "lora", "full", "last", "final")
+WAYS = ("tfidf", "head", "lora", "full", "last", "final", "peer")
 
 
 def prepare(one: Data, work: Path, data: Path, folds: int) -> None:
@@ -52,7 +52,10 @@ def make(options: argparse.Namespace, number: int) -> None:
         if path.exists():
             continue
         print(f"fold {number}, {way}", flush=True)
-        said = tfidf(DATA[options.only], train, test) if way == "tfidf" else tuned(options, way, 0, folder, train, test)
+        if way == "tfidf":
+            said = tfidf(DATA[options.only], train, test)
+        else:
+            said = (peer if way == "peer" else tuned)(options, way, 0, folder, train, test)
         path.write_text(json.dumps(said), encoding="utf-8")
 
 

@@ -235,7 +235,7 @@ def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train:
     return [json.loads(line)["prediction"] for line in lines]
 
 
-def peer(options: argparse.Namespace, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
+def peer(options: argparse.Namespace, way: str, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
     """What the same encoder says when `transformers` tunes it on all training rows; the last weights are kept."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
@@ -249,9 +249,9 @@ def peer(options: argparse.Namespace, seed: int, folder: Path, train: Path, test
         found = [dict(tokenizer(text)) for text in part]
         return [one | {"labels": names.index(label)} for one, label in zip(found, told, strict=True)]
 
-    how = WAYS["peer"] | ({"epochs": options.epochs} if options.epochs else {})
+    how = WAYS[way] | ({"epochs": options.epochs} if options.epochs else {})
     arguments = TrainingArguments(
-        output_dir=str(folder / f"peer-{seed}"),
+        output_dir=str(folder / f"{way}-{seed}"),
         learning_rate=how["lr"],
         num_train_epochs=how["epochs"],
         per_device_train_batch_size=32,
@@ -366,10 +366,8 @@ def main() -> None:
             said = frozen(options.minilm, FROZEN[way], train, test)
         elif way in SHOTS:
             said = prompted(DATA[name], options.qwen, SHOTS[way], train, test)
-        elif way == "peer":
-            said = peer(options, seed, path.parent, train, test)
         else:
-            said = tuned(options, way, seed, path.parent, train, test)
+            said = (peer if way == "peer" else tuned)(options, way, seed, path.parent, train, test)
         path.write_text(json.dumps(said), encoding="utf-8")
     print(table(options.work))
 

@@ -40,7 +40,7 @@ def train(
         lm, progress = run_recipe(settings, folder, options)
     if os.environ.get("RANK", "0") != "0":
         return  # only the first rank prints
-    if progress.planned < settings.steps and not progress.stopped:
+    if not progress.ended(settings.steps):
         error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}")
         raise typer.Exit(130)
     if progress.stopped:
@@ -65,9 +65,10 @@ class Shown:
         self.done, self.note = record["planned"], f"loss {record['loss']:.4f}{shown}"
         self.advance(self.done, self.note)
 
-    def pulse(self, share: float) -> None:
+    def pulse(self, share: float, of: str) -> None:
         if 0 < share < 1:
-            self.advance(self.done, f"{self.note} ({share:.0%} of the next)".strip())
+            what = "of the next" if of == "update" else f"of the {of}"
+            self.advance(self.done, f"{self.note} ({share:.0%} {what})".strip())
 
 
 def register(app: typer.Typer) -> None:

@@ -90,15 +90,19 @@ class Adapted(nn.Module):
         """The changed weights (N, D), computed at every call."""
         return self.update.merged(self.base.weight)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, of which nothing is computed."""
+        return dtype_of(self.base)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.update.of(self.base(x), x, self.bias)
 
 
-def dtype_of(layer: nn.Module) -> torch.dtype:
-    """The dtype of a layer's own weights, of which nothing is computed."""
-    base: Any = layer.base if isinstance(layer, Adapted) else layer
-    own: torch.dtype | None = getattr(base, "dtype", None)  # a quantised layer says it, and has no weights at hand
-    return own or base.weight.dtype
+def dtype_of(layer: Any) -> torch.dtype:
+    """The dtype of a layer's weights; a layer that computes its weights says it, and none are computed."""
+    dtype: torch.dtype = layer.weight.dtype if isinstance(layer, nn.Linear) else layer.dtype
+    return dtype
 
 
 class AdaptedTable(nn.Module):

@@ -1,17 +1,13 @@
 """Updates of whole examples: the same number in each, packed into rows in which they do not see each other."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch, collate
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.stream import State, Stream
-from handscroll.nn.finite import finite
-from handscroll.objectives.objective import Objective
 
 
 class ExampleUpdates(Stream[list[Batch]]):
@@ -99,22 +95,3 @@ def _labels(rows: Sequence[Row]) -> np.ndarray | None:
     if all(row.labels is None for row in rows):
         return None
     return np.concatenate([np.full(len(r.tokens), IGNORED) if r.labels is None else r.labels for r in rows])
-
-
-def validator(objective: Objective, rows: Sequence[Row], length: int) -> Callable[[Any], float]:
-    """The mean loss on held-out rows, packed once."""
-    batches = [collate([row]) for row in packed(rows, length)]
-
-    @torch.no_grad()
-    def validate(model: Any) -> float:
-        total, count = 0.0, 0
-        for one in batches:
-            batch = one.to(model.device)
-            marks = batch.marks()
-            width = batch.tokens.shape[1]
-            hidden = model.hidden(model.embed(batch.tokens, marks), marks, objective.mask(model, marks), length=width)
-            loss = objective.loss(model, hidden, batch)
-            total, count = total + float(finite(loss.total)), count + loss.count
-        return total / count
-
-    return validate

@@ -60,6 +60,11 @@ class Options:
     only_plan: bool = False
     only_show: int = 0  # print so many examples with what is trained, and stop
 
+    @property
+    def writes(self) -> bool:
+        """Whether the start may write into the run folder; a plan and a look do not."""
+        return not (self.only_plan or self.only_show)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -89,7 +94,7 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)
-    if not (options.only_plan or options.only_show):
+    if options.writes:
         given = {"tuning": _settings(recipe, settled=False), "versions": versions()}
         check_recipe(folder, given, whole=False)  # before a model makes rows
     parts = _read(recipe, folder, options)
@@ -134,7 +139,7 @@ def finetune(recipe: TuningRecipe, folder: str | Path, options: Options = Option
 
 def _read(recipe: TuningRecipe, folder: Path, options: Options) -> dict[str, Part]:
     """The examples of all tables; what was read is told."""
-    made = Made(folder, fresh=not (options.only_plan or options.only_show), tell=options.show)
+    made = Made(folder, fresh=options.writes, tell=options.show)
     parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed, options.on_done, made)
     for name, part in parts.items():
         options.show(f"{name}: {part.account}")
@@ -224,7 +229,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     task.begin(run, rows.rows)
     options.on_steps(steps)
     progress = train(run, stream, task.objective(lm.model), Callbacks(validate, options.on_record, options.on_pulse))
-    if progress.planned < steps and not progress.stopped:
+    if not progress.ended(steps):
         return Tuned(lm, task, progress, {}, folder)
     plan.compare()
     return _finished(recipe, folder, options, ready, plan, progress)

@@ -1,6 +1,6 @@
 """Preferences: of two answers to the same prompt the better one becomes likelier (DPO)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field as Setting
@@ -32,6 +32,7 @@ from handscroll.text.chat.messages import Message
 from handscroll.train.assemble import Updates
 from handscroll.train.preference import PreferenceStep, reference_likelihoods, row_likelihoods, without_updates
 from handscroll.train.run import Run
+from handscroll.train.validation import Pulse, Validate, beating
 
 SIDES = ("chosen", "rejected")
 
@@ -125,14 +126,14 @@ class Prefer(Task):
         )
         run.step = PreferenceStep(run.step, self.preference, reference)  # type: ignore[assignment]
 
-    def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Callable[[Any], float]:
+    def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Validate:
         held = Preferred(_pairs(rows))
         reference = reference_likelihoods(model, held, run.folder / "reference-valid.json", autocast=run.step.autocast)
         batches = [collate([row]) for row in held.rows]
         step = PreferenceStep(run.step, self.preference, reference)  # type: ignore[arg-type]
 
-        def validate(tuned: Any) -> float:
-            return step.measured(row_likelihoods(tuned, batches), batches)
+        def validate(tuned: Any, pulse: Pulse = lambda done: None) -> float:
+            return step.measured(row_likelihoods(tuned, beating(batches, pulse)), batches)
 
         return validate
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.named import Named, named
-from handscroll.data.batch import Batch
+from handscroll.data.batch import Batch, collate
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
 from handscroll.data.table.duplicates import text_column
@@ -19,8 +19,9 @@ from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.models.model import Decoder, Model
 from handscroll.objectives.objective import Objective
-from handscroll.tasks.batches import ExampleUpdates, validator
+from handscroll.tasks.batches import ExampleUpdates, packed
 from handscroll.train.run import Run
+from handscroll.train.validation import Validate, validator
 
 if TYPE_CHECKING:
     from handscroll.tasks.prompting import Prompting
@@ -214,9 +215,9 @@ class Task(Named):
     def begin(self, run: Run, rows: Sequence[Row]) -> None:
         """What happens before the first update, for a task that steps in its own way."""
 
-    def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Callable[[Any], float]:
-        """The mean loss of a model on held-out rows, packed once."""
-        return validator(self.objective(model), rows, length)
+    def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Validate:
+        """A function that computes the mean loss of a model on held-out rows, which are packed once."""
+        return validator(self.objective(model), [collate([row]) for row in packed(rows, length)])
 
     def finished(self, lm: LM) -> "Task":
         """The task as it is saved, after the last change of the trained weights, in place."""

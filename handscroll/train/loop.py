@@ -18,7 +18,6 @@ from handscroll.base.records import RecordWriter
 from handscroll.base.runs import latest_checkpoint
 from handscroll.data.batch import Batch
 from handscroll.data.stream import Stream
-from handscroll.models.model import Model
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.objective import Objective
 from handscroll.train.parallel.shard import reshard
@@ -27,10 +26,10 @@ from handscroll.train.regularise import add_penalty
 from handscroll.train.run import Run, averaged, save_best, settle
 from handscroll.train.spike import culprits
 from handscroll.train.step import Abandoned
+from handscroll.train.validation import Pulse, Validate
 
-Validate = Callable[[Model], float]
 OnRecord = Callable[[dict[str, Any]], None]
-OnPulse = Callable[[float], None]  # share of the current update that is done
+OnPulse = Callable[[float, str], None]  # the share that is done of the next "update", or of a "validation"
 Updates = Stream[list[Batch]]  # micro-batches of one update after another
 
 
@@ -46,8 +45,9 @@ class Callbacks:
 def train(run: Run, updates: Updates, objective: Objective, callbacks: Callbacks = Callbacks()):
     """Train for `run.loop.steps` updates, or until validation stops improving, or until a signal stops the run.
 
-    On SIGTERM or SIGINT the current chunk is finished, and an update that has more chunks is abandoned (ranks that
-    share the work finish the update). Then the run saves and returns; a call with the same folder resumes it. On return
+    On SIGTERM or SIGINT the current chunk is finished, and an update that has more chunks is abandoned, as is a
+    validation that has more rows (ranks that share the work finish both). Then the run saves and returns; a call with
+    the same folder resumes it, and begins with the abandoned validation (`unwritten` in its progress). On return
     the model holds the best validated weights if `patience` is on (of the averaged ones, if `average` is on too),
     otherwise the averaged ones if `average` is on, otherwise the last ones.
 
@@ -107,7 +107,11 @@ class _Session:
         run, progress = self.run, self.run.progress
         self.stream = self.updates.resume(self.data or None)
         self.saved = progress.step
-        while progress.planned < run.loop.steps and not progress.stopped:
+        if progress.unwritten:  # an earlier start was stopped in the validation of its last update
+            self._conclude(time.monotonic())
+            if progress.unwritten:
+                return
+        while not progress.ended(run.loop.steps):
             started = time.monotonic()
             if run.curriculum is not None and run.curriculum.enter(run.model, progress.planned) and progress.step:
                 run.begin_stage()
@@ -143,8 +147,8 @@ class _Session:
         return entries | {name: value / number for name, (value, number) in loss.metrics.items() if number}
 
     def _finish(self, micro: list[Batch], entries: dict[str, Any], loss: Loss, started: float) -> None:
-        """Count the update and write its record. Validate and save when they are due."""
-        run, progress, loop = self.run, self.run.progress, self.run.loop
+        """Count the update, and conclude it."""
+        run, progress = self.run, self.run.progress
         left_out = 0 if run.curriculum is None else run.curriculum.flat(progress.planned, loss.metrics)
         progress.step += 1
         progress.tokens += sum(batch.size for batch in micro)
@@ -153,13 +157,25 @@ class _Session:
             self.data = self.updates.beginning(run.curriculum.stage + 1)  # type: ignore[attr-defined, union-attr]
             self.stream = self.updates.resume(self.data)
             entries["stage_ended_early"] = left_out
-        record = {"step": progress.step, "tokens": progress.tokens, **entries}
+        told = {"step": progress.step, "tokens": progress.tokens, **entries}
+        progress.unwritten = [list(pair) for pair in told.items()]
         if run.world.compare_every and progress.step % run.world.compare_every == 0:
             run.compare()
+        self._conclude(started)
+
+    def _conclude(self, started: float) -> None:
+        """Validate and save when they are due, and write the record of the last update. A stop during the validation
+        leaves all that to the next start."""
+        run, progress, loop = self.run, self.run.progress, self.run.loop
+        record = dict(progress.unwritten)
         last = progress.planned >= loop.steps
         due = loop.evaluate_every and (last or progress.step % loop.evaluate_every == 0)
         if self.callbacks.validate is not None and due:
-            record["validation_loss"] = _validated(run, self.callbacks.validate)
+            try:
+                record["validation_loss"] = _validated(run, self.callbacks.validate, self._validating)
+            except Abandoned:
+                return
+        progress.unwritten = []
         self.records.append(record)
         seconds = time.monotonic() - started
         self.timing.append({"step": progress.step, "seconds": round(seconds, 4)})
@@ -176,15 +192,18 @@ class _Session:
             self.run.save(self.data, self.records.offset)
             self.saved = self.run.progress.step
 
-    def _pulse(self, done: float) -> None:
-        """Show the progress between two chunks, and abandon the update if a stop signal came.
+    def _pulse(self, done: float, of: str = "update") -> None:
+        """Show the progress between two chunks or rows, and abandon what is going on if a stop signal came.
 
         The end of a long step may be half an hour away.
         """
         if self.callbacks.on_pulse is not None:
-            self.callbacks.on_pulse(done)
+            self.callbacks.on_pulse(done, of)
         if self.asked and done < 1 and self.run.world.size == 1:
-            raise Abandoned  # several ranks finish the update instead, since all would have to abandon it together
+            raise Abandoned  # several ranks finish it instead, since all would have to abandon it together
+
+    def _validating(self, done: float) -> None:
+        self._pulse(done, "validation")
 
     def _next(self) -> tuple[list[Batch], dict[str, Any]]:
         try:
@@ -196,12 +215,12 @@ class _Session:
             ) from None
 
 
-def _validated(run: Run, validate: Validate) -> float:
+def _validated(run: Run, validate: Validate, pulse: Pulse) -> float:
     """The validation loss. Saves the best weights, and marks the run as stopped when `patience` is used up."""
     progress, loop = run.progress, run.loop
     run.model.eval()
     with averaged(run):
-        found = validate(run.model)
+        found = validate(run.model, pulse)
         reshard(run.model)
         loss = run.world.of_first(lambda: found)  # the ranks' own losses may differ in a bit, and their decisions then
         if progress.best_loss is None or loss < progress.best_loss:

@@ -57,10 +57,8 @@ class LoRA(Config):
 def _fresh(base: nn.Linear | Quantised, rank: int, scale: float, generator: torch.Generator) -> Adapted:
     """A frozen layer, linear or quantised, with an update that will be trained."""
     rows, inner = (base.raw.shape[0], base.inner) if isinstance(base, Quantised) else base.weight.shape
-    dtype, device = (
-        torch.promote_types(dtype_of(base), torch.float32),
-        next(chain(base.parameters(), base.buffers())).device,
-    )
+    dtype = torch.promote_types(dtype_of(base), torch.float32)
+    device = next(chain(base.parameters(), base.buffers())).device
     bound = 1 / math.sqrt(inner)
     drawn = torch.empty(rank, inner, dtype=dtype)  # on the CPU: all devices get the same
     a = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))

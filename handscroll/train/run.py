@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -85,11 +85,18 @@ class Progress:
     bad: int = 0
     stopped: str = ""
     recent: list[list[float]] = field(default_factory=list)  # recent losses, by which the curriculum ends a stage
+    # The record of the last update, if a stop came while its validation ran: the next start validates and writes it.
+    # It is kept as pairs of name and value, since a checkpoint sorts names.
+    unwritten: list[list[Any]] = field(default_factory=list)
 
     @property
     def planned(self) -> int:
         """The number (from 0) of the next update in the plan. The schedule and the stages use it."""
         return self.step + self.skipped
+
+    def ended(self, steps: int) -> bool:
+        """Whether a run of `steps` planned updates is over; if not, it was stopped, and the same command goes on."""
+        return not self.unwritten and (self.planned >= steps or bool(self.stopped))
 
 
 @dataclass
@@ -290,12 +297,17 @@ def averaged(run: Run):
         return
     parameters = dict(run.model.named_parameters())
     current = {name: parameters[name].detach().clone() for name in run.average}
-    with torch.no_grad():
-        for name, value in run.average.items():
-            parameters[name].copy_(value)
+    _put(parameters, run.average)
+    try:
         yield
-        for name, value in current.items():
-            parameters[name].copy_(value)
+    finally:
+        _put(parameters, current)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def save_best(run: Run) -> None:

@@ -24,7 +24,7 @@ from handscroll.models.model import Decoder, Model
 from handscroll.models.new import About, as_classifier, new_model
 from handscroll.models.sentence_folder import Sentences
 from handscroll.models.weights import check_device, written_dtype
-from handscroll.nn.finite import check_weights, finite
+from handscroll.nn.finite import check_weights
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.settings import ObjectiveSettings
@@ -42,6 +42,7 @@ from handscroll.train.run import RECIPE, Progress, Run, check_recipe, write_reci
 from handscroll.train.step import Memory
 from handscroll.train.strategies.certificate import certify, memory_needed
 from handscroll.train.streams import Account, HeldOut, held_out, row_streams, updates
+from handscroll.train.validation import Validate, validator
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
         world,
         recipe.curriculum(),
     )
-    validate = None if held is None else validator(held, tokenizer, model, recipe.objective)
+    validate = None if held is None else validation(held, tokenizer, model, recipe.objective)
     heard = (options.on_record, options.on_pulse) if world.first else (None, None)
     progress = train(run, stream, objective, Callbacks(validate, *heard))
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
-    ended = progress.planned >= recipe.steps or progress.stopped  # not by a signal: the same command goes on then
+    ended = progress.ended(recipe.steps)
     if recipe.lora is not None and world.first:
         if ended and recipe.model.path is not None and stands_apart(model):
             save_adapter(model, recipe.lora, folder / "adapter", recipe.model.path)
@@ -206,31 +207,13 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, opti
     options.show(str(certificate))
 
 
-def validator(
-    held: HeldOut, tokenizer: Tokenizer, model: Model, settled: ObjectiveSettings
-) -> Callable[[Model], float]:
+def validation(held: HeldOut, tokenizer: Tokenizer, model: Model, settled: ObjectiveSettings) -> Validate:
     """A function that computes the mean loss on the held-out windows.
 
     They are made into the rows of the objective `settled` only once.
     """
     rows = settled.rows(Listed(held.rows), held.length, 0, model, tokenizer)
-    batches, objective = [collate([row]) for row, _ in rows], settled.objective(model)
-
-    @torch.no_grad()
-    def validate(model: Model) -> float:
-        total, count = 0.0, 0
-        for one in batches:
-            batch = one.to(model.device)
-            marks, here = batch.marks(), model
-            if batch.source is not None:
-                here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
-            mask = objective.mask(here, marks)
-            hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=held.length)
-            loss = objective.loss(model, hidden, batch)
-            total, count = total + float(finite(loss.total)), count + loss.count
-        return total / count
-
-    return validate
+    return validator(settled.objective(model), [collate([row]) for row, _ in rows], held.length)
 
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:

@@ -28,6 +28,7 @@ def bench(monkeypatch, tmp_path):
         return ["HUM" if way == "full" else label for _, label in rows(test)]
 
     monkeypatch.setattr(folds, "tuned", tuning)
+    monkeypatch.setattr(folds, "peer", lambda *given: [f"by {given[1]}" for _ in rows(given[-1])])
 
     def run(*more):
         monkeypatch.setattr("sys.argv", ["folds", str(data), "--minilm", "encoder", "--work", str(work), *more])
@@ -63,6 +64,14 @@ def test_ways_of_another_data_set_are_compared_over_all_folds(bench, capsys):
     assert "| MiniLM, full but the token table | 1.000 [" in shown and len(learned) == 6
     assert "MiniLM, full but the token table - MiniLM, full: +0.500 [" in shown
     assert "by fold: 1.000, 1.000, 1.000" in shown and not list(work.glob("*/tfidf.said.json"))
+
+
+def test_the_tool_beside_ours_is_judged_on_the_same_rows(bench, capsys):
+    run, learned, _ = bench
+    run("--folds", "3", "--ways", "last,peer")
+    shown = capsys.readouterr().out
+    assert "| MiniLM, full, by transformers | 0.000 [" in shown and len(learned) == 3
+    assert "MiniLM, full, by transformers - MiniLM, full but the token table: -1.000 (" in shown
 
 
 @pytest.mark.parametrize(

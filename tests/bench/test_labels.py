@@ -223,5 +223,5 @@ def test_the_peer_learns_by_the_trainer_of_transformers(tmp_path):
     (encoder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "TokenizersBackend", "pad_token": "w0"})
     )
-    said = labels.peer(Namespace(minilm=str(encoder), epochs=20), 0, tmp_path, train, test)
+    said = labels.peer(Namespace(minilm=str(encoder), epochs=20), "peer", 0, tmp_path, train, test)
     assert said == ["bad", "good"] * 4

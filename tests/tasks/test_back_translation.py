@@ -192,13 +192,18 @@ def test_a_plan_or_a_look_writes_no_translations(tmp_path, run, options):
 
 
 @pytest.mark.parametrize(
-    ("line", "match"), [("{broken", "line 1: this line is not JSON"), ("3", "line 1: expected"), ("{}", "no 'text'")]
+    ("line", "match"),
+    [
+        ("{broken", r"\.jsonl, line 1: this line is not JSON"),
+        ("3", r"\.jsonl, line 1: expected"),
+        ("{}", r"\.jsonl, line 1: this record has no 'text'"),
+    ],
 )
 def test_a_damaged_line_of_translations_is_named(tmp_path, line, match):
     made = Made(tmp_path)
     path = made.path("t", {})
     path.write_text(f"{line}\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"t-[0-9a-f]*\.jsonl, {match}|: this record has {match}"):
+    with pytest.raises(CheckpointError, match=rf"t-[0-9a-f]*{match}"):
         made.each("t", {}, ["a"], lambda texts: texts, lambda total, done: None)
 
 

@@ -7,7 +7,7 @@ from handscroll.base.records import read_records
 from handscroll.base.runs import checkpoint_step
 from handscroll.train import start
 from handscroll.train.checkpoint import load_checkpoint
-from handscroll.train.start import run_recipe, validator
+from handscroll.train.start import run_recipe, validation
 from handscroll.train.streams import held_out
 from tests.resuming import Killed, dies_after
 
@@ -20,9 +20,9 @@ def falling(monkeypatch):
 
     def made(held, tokenizer, model, objective):
         first = model.embedding.weight.detach().clone()
-        return lambda model: 100 - float((model.embedding.weight.detach() - first).norm())
+        return lambda model, pulse: 100 - float((model.embedding.weight.detach() - first).norm())
 
-    monkeypatch.setattr(start, "validator", made)
+    monkeypatch.setattr(start, "validation", made)
 
 
 def best_steps(folder):
@@ -52,7 +52,7 @@ def test_the_best_weights_that_a_checkpoint_names_outlive_better_ones(recipe, tm
     kept = [record["validation_loss"] for record in read_records(tmp_path / "run" / "records.jsonl")]
     assert kept == sorted(kept, reverse=True)  # the loss fell all the time, so the best of step 6 was not the last
     wanted = load_checkpoint(tmp_path / "run" / "best" / "step-000006")[0]["model"]
-    monkeypatch.setattr(start, "validator", lambda *given: lambda model: 100.0)
+    monkeypatch.setattr(start, "validation", lambda *given: lambda model, pulse: 100.0)
     lm, progress = run_recipe(recipe(*PATIENT, "loop.save_every=3"), tmp_path / "run")
     assert progress.stopped and progress.best_step == 6 and progress.best_loss == kept[5]
     for name, tensor in wanted.items():
@@ -76,5 +76,5 @@ def test_a_run_ends_with_the_best_of_its_averaged_weights(recipe, tmp_path):
     lm, progress = run_recipe(settings, tmp_path / "run")
     assert progress.stopped and progress.best_step < progress.step
     held = held_out(settings.validation, lm.tokenizer, lm.model.config)
-    validate = validator(held, lm.tokenizer, lm.model, settings.objective)
+    validate = validation(held, lm.tokenizer, lm.model, settings.objective)
     assert validate(lm.model) == pytest.approx(progress.best_loss, abs=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -40,36 +41,73 @@ def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
         assert (theirs(torch.tensor([ids])).logits[0] - lm.logits(ids)).abs().max() < 1e-4
 
 
-@pytest.mark.promise("R8")
-@pytest.mark.parametrize("cut", [pytest.param(7, marks=pytest.mark.long), 10, 13])  # 10: where a stage ends
-def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch):
-    """Asked to stop after any update, also in the middle of a stage: records and weights end up the same bytes."""
-    straight, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "straight")
-    asked = {}
-
-    def stop_at(record):
-        if record["step"] == cut:
-            asked["list"].append("SIGTERM")
-
-    original = loop_module._asked_to_stop
-
-    from contextlib import contextmanager
+@pytest.fixture
+def stop(monkeypatch):
+    """A function that asks the run that goes on to stop, as a signal does."""
+    original, asked = loop_module._asked_to_stop, []
 
     @contextmanager
     def watched():
         with original() as names:
-            asked["list"] = names
+            asked.append(names)
             yield names
 
     monkeypatch.setattr(loop_module, "_asked_to_stop", watched)
-    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", RunOptions(on_record=stop_at))
+    return lambda: asked[-1].append("SIGTERM")
+
+
+def assert_same(one, two, folder):
+    """Two models and their records, in the folders `straight` and `cut`, are the same bytes."""
+    first, second = (folder / name / "records.jsonl" for name in ("straight", "cut"))
+    assert first.read_bytes() == second.read_bytes()
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, two.model.state_dict()[name]), name
+
+
+@pytest.mark.promise("R8")
+@pytest.mark.parametrize("cut", [pytest.param(7, marks=pytest.mark.long), 10, 13])  # 10: where a stage ends
+def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, stop):
+    """Asked to stop after any update, also in the middle of a stage: records and weights end up the same bytes."""
+    straight, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "straight")
+    options = RunOptions(on_record=lambda record: stop() if record["step"] == cut else None)
+    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", options)
     assert progress.step == cut
-    monkeypatch.undo()
     resumed, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut")
-    one, two = (tmp_path / name / "records.jsonl" for name in ("straight", "cut"))
-    assert one.read_bytes() == two.read_bytes()
-    for name, tensor in straight.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert_same(straight, resumed, tmp_path)
+
+
+@pytest.mark.promise("R8")
+@pytest.mark.parametrize("which", [1, 3])  # the first validation, and that of the last update
+def test_stopped_in_a_validation_and_resumed_equals_straight(recipe, tmp_path, which, stop):
+    """The update of an abandoned validation stays; the next start validates it, writes its record and saves."""
+    more = ("loop.average=0.9", "loop.patience=2")
+    straight, _ = run_recipe(recipe(*more), tmp_path / "straight")
+    first = []  # what is done at the first pulse of each validation
+
+    def on_pulse(done, of):
+        if of == "validation" and (not first or done == first[0]):
+            first.append(done)
+            if len(first) == which:
+                stop()
+
+    _, progress = run_recipe(recipe(*more), tmp_path / "cut", RunOptions(on_pulse=on_pulse))
+    assert progress.step == 10 * which and not progress.ended(30)
+    assert len(first) == which and 0 < first[0] < 1
+    records = list(read_records(tmp_path / "cut" / "records.jsonl"))
+    assert [record["step"] for record in records] == list(range(1, 10 * which))
+    for _ in range(2):  # the second start finds nothing to do once all is done
+        resumed, after = run_recipe(recipe(*more), tmp_path / "cut")
+        assert after.ended(30) and not after.unwritten
+        assert_same(straight, resumed, tmp_path)
+
+
+def test_a_stop_in_the_first_validation_of_the_next_start_loses_nothing(recipe, tmp_path, stop):
+    straight, _ = run_recipe(recipe(), tmp_path / "straight")
+    options = RunOptions(on_pulse=lambda done, of: stop() if of == "validation" else None)
+    for _ in range(2):
+        _, progress = run_recipe(recipe(), tmp_path / "cut", options)
+        assert progress.step == 10 and dict(progress.unwritten)["step"] == 10
+    assert_same(straight, run_recipe(recipe(), tmp_path / "cut")[0], tmp_path)
 
 
 def test_copies_are_compared_now_and_then_and_before_each_checkpoint(recipe, tmp_path, monkeypatch):
@@ -207,11 +245,11 @@ def test_early_stopping_keeps_the_best_weights(recipe, tmp_path):
     settings = recipe("loop.patience=2", "loop.evaluate_every=2", "optimizer.lr=2.0", "optimizer.matrix_lr=2.0")
     lm, progress = run_recipe(settings, tmp_path / "run")
     assert progress.stopped and progress.step < 30
-    from handscroll.train.start import validator
+    from handscroll.train.start import validation
     from handscroll.train.streams import held_out
 
     held = held_out(settings.validation, lm.tokenizer, lm.model.config)
-    validate = validator(held, lm.tokenizer, lm.model, settings.objective)
+    validate = validation(held, lm.tokenizer, lm.model, settings.objective)
     assert validate(lm.model) == pytest.approx(progress.best_loss, abs=1e-6)
 
 

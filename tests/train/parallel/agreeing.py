@@ -42,7 +42,7 @@ def validation(world, folder):
     found, progress = [], run.progress
     for losses in ((1.0, 1.0), (0.9, 1.0), (0.95, 0.9), (0.95, 0.8)):
         progress.step += 1
-        _validated(run, lambda model, mine=losses[world.rank]: mine)
+        _validated(run, lambda model, pulse, mine=losses[world.rank]: mine, lambda done: None)
         found.append([progress.best_loss, progress.best_step, progress.bad])
     return [*found[1:], bool(progress.stopped)]
 
